@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint bench clean components
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: .venv/.installed-wheel-server ## Two throwaway databases, an application and the daemon, live (ARGS="--seconds 10")
+	@$(BIN)/cdc demo $(ARGS)
+
+test: components .venv/.installed-dev lint ## Install what is missing, lint, run all tests (ARGS="-k lsn")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev ## ruff, mypy and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed-bench ## Measure against native logical replication (needs PostgreSQL)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove the virtual environment and everything else made here
+	rm -rf .venv build dist *.egg-info .*_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+components:
+	@PYTHON='$(PYTHON)' tests/install-components
+
+# The stamp carries the extra's name: what `make demo` needs is less than what `make test` needs.
+.venv/.installed-%: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is missing or older than Python 3.11: install a newer one," \
+	        "or name it with 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 1; }
+	@PYTHON='$(PYTHON)' tests/install-components venv
+	$(PYTHON) -m venv --clear .venv

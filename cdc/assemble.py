@@ -1,0 +1,92 @@
+"""Messages to transactions: whole ones, or pieces of one too big for memory."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from msgspec import Struct
+
+from cdc.change import Change
+from cdc.errors import ProtocolError
+from cdc.lsn import Lsn
+from cdc.message import Begin, Commit, Emitted, Message
+
+
+class Transaction(Struct, frozen=True):
+    """All changes of one commit, in order; or, where `ends` is False, the next piece of them.
+
+    `size` is what the changes took on the wire, in bytes. `end_lsn` is None until the last piece.
+    """
+
+    xid: int
+    commit_lsn: Lsn
+    end_lsn: Lsn | None
+    commit_time: datetime
+    changes: list[Change]
+    size: int
+
+    @property
+    def ends(self) -> bool:
+        return self.end_lsn is not None
+
+
+class Assembler:
+    """Collect messages into transactions.
+
+    Transactions that the checkpoint already covers are dropped whole: the server may send again
+    what was committed at or after its own, older, confirmed position.
+    """
+
+    def __init__(self, checkpoint: Lsn, *, piece_bytes: int) -> None:
+        self._checkpoint = checkpoint
+        self._piece_bytes = piece_bytes
+        self._begin: Begin | None = None
+        self._dropping = False
+        self._changes: list[Change] = []
+        self._size = 0
+
+    @property
+    def between_transactions(self) -> bool:
+        """Tell whether every transaction begun has ended."""
+        return self._begin is None
+
+    def feed(self, message: Message, size: int) -> Iterator[Transaction]:
+        """Take one message of `size` bytes; give the transaction or piece it completes, if any.
+
+        Raise ProtocolError where messages come in an order that no transaction has.
+        """
+        if isinstance(message, Begin):
+            self._open(message)
+        elif isinstance(message, Commit):
+            yield from self._close(message)
+        elif not isinstance(message, Emitted):
+            yield from self._add(message, size)
+
+    def _open(self, begin: Begin) -> None:
+        if self._begin is not None:
+            raise ProtocolError(f"a transaction began at {begin.commit_lsn} inside another one")
+        self._begin = begin
+        # A checkpoint is never inside a commit record: before its start means not yet applied.
+        self._dropping = begin.commit_lsn < self._checkpoint
+
+    def _add(self, change: Change, size: int) -> Iterator[Transaction]:
+        if self._begin is None:
+            raise ProtocolError(f"a change of {change.relation.name} came outside a transaction")
+        if self._dropping:
+            return
+        self._changes.append(change)
+        self._size += size
+        if self._size >= self._piece_bytes:
+            yield self._take(self._begin, end_lsn=None)
+
+    def _close(self, commit: Commit) -> Iterator[Transaction]:
+        begin, self._begin = self._begin, None
+        if begin is None or begin.commit_lsn != commit.commit_lsn:
+            raise ProtocolError(f"a commit at {commit.commit_lsn} closes no transaction")
+        if not self._dropping:
+            self._checkpoint = commit.end_lsn
+            yield self._take(begin, end_lsn=commit.end_lsn)
+
+    def _take(self, begin: Begin, *, end_lsn: Lsn | None) -> Transaction:
+        changes, self._changes = self._changes, []
+        size, self._size = self._size, 0
+        return Transaction(begin.xid, begin.commit_lsn, end_lsn, begin.commit_time, changes, size)

@@ -1,0 +1,173 @@
+"""The flow, on one page.
+
+socket --> frame --> message --> Transaction --> Batch --> rows + checkpoint --> acknowledgement
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Protocol
+
+from cdc.assemble import Assembler, Transaction
+from cdc.exchange import Exchange, Item, Stopped
+from cdc.lsn import Lsn
+from cdc.message import Emitted, Message
+from cdc.observe.metrics import Metrics
+from cdc.projection.batch import Batch
+from cdc.projection.registry import Registry
+from cdc.sink.writer import Writer
+from cdc.source.stream import Data, Keepalive, Stream
+
+_IDLE_SECONDS: Final = 1.0
+_OFFER_SECONDS: Final = 1.0
+_FLUSH_SECONDS: Final = 0.2
+
+
+class Decoder(Protocol):
+    """What a plugin's decoder does."""
+
+    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
+        """Decode one frame's payload; raise ProtocolError."""
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """Three threads, one direction: receive, project, write.
+
+    `persist` calls a function again while it fails in a way that passes by itself.
+    """
+
+    stream: Stream
+    decoder: Decoder
+    assembler: Assembler
+    exchange: Exchange
+    registry: Registry
+    writer: Writer
+    metrics: Metrics
+    batch_changes: int
+    batch_bytes: int
+    persist: Callable[[Callable[[], None]], None]
+    stop: threading.Event
+
+    _errors: list[BaseException] = field(default_factory=list, init=False)
+    _in_pieces: bool = field(default=False, init=False)
+    _idle_lsn: Lsn = field(default=Lsn(0), init=False)
+    _offered_lsn: Lsn = field(default=Lsn(0), init=False)
+    _idle_due: float = field(default=0.0, init=False)
+
+    def run(self) -> None:
+        """Stream until told to stop, then drain; raise what ended it otherwise."""
+        others = [
+            threading.Thread(target=self._guarded, args=(part,), name=part.__name__.strip("_"))
+            for part in (self._project, self._write)
+        ]
+        for thread in others:
+            thread.start()
+        self._guarded(self._receive)
+        for thread in others:
+            while thread.is_alive():
+                self._guarded(self.stream.feedback)
+                thread.join(_OFFER_SECONDS)
+        self.stream.close()
+        if self._errors:
+            raise self._errors[0]
+
+    def _guarded(self, part: Callable[[], None]) -> None:
+        """Run a thread's part; let its failure end the others."""
+        try:
+            part()
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  raised again by run()
+            self._errors.append(error)
+            self.exchange.fail()
+            self.stream.wake()
+
+    # The stream thread.
+
+    def _receive(self) -> None:
+        while not self.stop.is_set() and not self._errors:
+            for frame in self.stream.frames():
+                if isinstance(frame, Data):
+                    self._take(frame)
+                else:
+                    self._keep_alive(frame)
+            self._offer_idle_position()
+            self.stream.feedback()
+        self.exchange.finish()
+
+    def _take(self, frame: Data) -> None:
+        size = len(frame.payload)
+        for message in self.decoder.decode(frame.payload):
+            for transaction in self.assembler.feed(message, size):
+                self._pass_on(transaction)
+            if isinstance(message, Emitted):
+                self._idle_due = 0.0  # somebody waits for this position
+
+    def _pass_on(self, transaction: Transaction) -> None:
+        """Queue a transaction; one without changes is no more than a position."""
+        self.metrics.received(transaction)
+        if transaction.end_lsn is not None and not transaction.changes and not self._in_pieces:
+            self._idle_lsn = transaction.end_lsn
+            return
+        self._in_pieces = not transaction.ends
+        self._offer(transaction)
+
+    def _keep_alive(self, frame: Keepalive) -> None:
+        if self.assembler.between_transactions:
+            self._idle_lsn = frame.wal_end
+        if frame.reply_requested:
+            self._idle_due = 0.0
+            self.stream.reply()
+
+    def _offer_idle_position(self) -> None:
+        """Let writes to other tables move the checkpoint too, once a second."""
+        due = time.monotonic() >= self._idle_due and self.assembler.between_transactions
+        if due and self._idle_lsn > self._offered_lsn:
+            self._offer(self._idle_lsn)
+            self._idle_due = time.monotonic() + _IDLE_SECONDS
+
+    def _offer(self, item: Item) -> None:
+        """Queue an item, sending feedback while there is no room."""
+        while not self.exchange.offer(item, seconds=_OFFER_SECONDS):
+            self.stream.feedback()
+            if self.stop.is_set():
+                raise Stopped
+        end_lsn = item.end_lsn if isinstance(item, Transaction) else item
+        self._offered_lsn = max(self._offered_lsn, end_lsn or self._offered_lsn)
+
+    # The projection thread.
+
+    def _project(self) -> None:
+        batch = Batch()
+        while (item := self.exchange.next(holding=batch.holds_something)) or batch.holds_something:
+            if isinstance(item, Transaction):
+                batch.add(item, self.registry)
+            elif item is not None:
+                batch.reach(item)
+            if item is None or self._is_full(batch):
+                self.exchange.hand_over(batch)
+                batch = Batch()
+        self.exchange.end()
+
+    def _is_full(self, batch: Batch) -> bool:
+        return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
+
+    # The writer thread.
+
+    def _write(self) -> None:
+        while not self.exchange.ended:
+            waits = self.writer.has_undurable_commits
+            batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
+            if batch is not None:
+                self.persist(partial(self.writer.apply, batch, self.registry))
+                self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Let the source forget what is checkpointed and on the read database's disk."""
+        durable = self.writer.durable()
+        if durable is not None:
+            self.stream.acknowledge(durable)

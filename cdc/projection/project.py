@@ -1,0 +1,55 @@
+"""Apply the projectors to a change."""
+
+import traceback
+from collections.abc import Iterator
+
+from cdc.assemble import Transaction
+from cdc.change import Change, Truncated
+from cdc.errors import ProjectionError
+from cdc.operation import Operation
+from cdc.projection.projector import Projector
+from cdc.projection.registry import Registry
+
+
+def project(
+    transaction: Transaction, registry: Registry
+) -> Iterator[tuple[Projector, Operation]]:
+    """Give what the transaction's changes mean for the read tables, in order.
+
+    Raise ProjectionError naming projector, table, LSN and key where a projector fails.
+    """
+    for change in transaction.changes:
+        for projector in registry.of(change.relation.name):
+            try:
+                for operation in projector.operations(change):
+                    yield projector, operation
+            except Exception as error:
+                raise _failed(error, projector, transaction, change=change) from None
+
+
+def _failed(
+    error: Exception, projector: Projector, transaction: Transaction, *, change: Change
+) -> ProjectionError:
+    ours = isinstance(error, ProjectionError)
+    # Another exception's message may hold values of the row: only its type and place are told.
+    cause = str(error) if ours else f"{type(error).__name__} at {_place(error)}"
+    return ProjectionError(
+        f"projector {projector.name} failed on {describe(change)}, in the transaction committed "
+        f"at {transaction.commit_lsn}: {cause}",
+        hint=(error.hint if isinstance(error, ProjectionError) else None)
+        or "mend the projector and start again: nothing after this transaction was applied",
+    )
+
+
+def describe(change: Change) -> str:
+    """Say what happened to which row: kind, table and key."""
+    kind = type(change).__name__.lower()
+    if isinstance(change, Truncated):
+        return f"{kind} {change.relation.name}"
+    key = ", ".join(f"{name}={change.key.text(name)!r}" for name in change.key)
+    return f"{kind} {change.relation.name} ({key})"
+
+
+def _place(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"

@@ -1,0 +1,128 @@
+"""The projectors in use: imported, checked against one another, looked up by source table."""
+
+import importlib
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from cdc.errors import ConfigurationError, ProjectorImportError, RegistryError
+from cdc.names import TableName
+from cdc.operation import key_columns
+from cdc.projection.projector import FunctionProjector, Projector
+
+
+class Registry:
+    """Projectors by the source table they want. Unchanging once built."""
+
+    def __init__(self, projectors: Iterable[Projector]) -> None:
+        """Check the projectors against one another; raise RegistryError where they clash."""
+        self.projectors = tuple(_resolved(list(projectors)))
+        self._by_table: dict[TableName, tuple[Projector, ...]] = {
+            name: tuple(p for p in self.projectors if name in p.sources) for name in self.sources
+        }
+
+    @property
+    def sources(self) -> list[TableName]:
+        """The source tables somebody wants, sorted."""
+        return sorted({name for projector in self.projectors for name in projector.sources})
+
+    @property
+    def read_tables(self) -> list[sa.Table]:
+        """The read tables somebody writes, parents before children."""
+        tables = {table for projector in self.projectors for table in projector.into}
+        return sorted_tables(tables)
+
+    def of(self, name: TableName) -> tuple[Projector, ...]:
+        """Give the projectors of a source table."""
+        return self._by_table.get(name, ())
+
+
+def sorted_tables(tables: Iterable[sa.Table]) -> list[sa.Table]:
+    """Order tables so that a foreign key's target comes before its owner."""
+    by_name = sorted(tables, key=lambda table: table.fullname)
+    return list(sa.schema.sort_tables(by_name))
+
+
+def load(modules: Sequence[str]) -> list[FunctionProjector]:
+    """Import the modules and collect their projectors, in the order of their definition.
+
+    The working directory is searched, as `python -m` does. Raise ProjectorImportError.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: dict[int, FunctionProjector] = {}
+    for name in modules:
+        for value in vars(_imported(name)).values():
+            if isinstance(value, FunctionProjector):
+                found.setdefault(id(value), value)
+    return list(found.values())
+
+
+def _imported(name: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ProjectorImportError(
+            f"projector module {name} does not import: {type(error).__name__}: {error}"
+            f" ({_place(error)})",
+            hint="run `python -c 'import "
+            f"{name}'` in the directory the daemon starts in; see [projection] modules",
+        ) from None
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "importlib" not in frame.filename]
+    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else "no such module"
+
+
+def _resolved(projectors: list[Projector]) -> list[Projector]:
+    _require_distinct_names(projectors)
+    _require_distinct_tables(projectors)
+    writers = Counter(table for projector in projectors for table in projector.into)
+    return [_with_truncates(projector, writers) for projector in projectors]
+
+
+def _require_distinct_names(projectors: list[Projector]) -> None:
+    for name, count in Counter(projector.name for projector in projectors).items():
+        if count > 1:
+            raise RegistryError(
+                f"two projectors are named {name}", hint="give one a name: @projector(name=...)"
+            )
+
+
+def _require_distinct_tables(projectors: list[Projector]) -> None:
+    """Refuse two definitions of one read table: their shapes would drift apart."""
+    seen: dict[str, sa.Table] = {}
+    for projector in projectors:
+        for table in projector.into:
+            if seen.setdefault(table.fullname, table) is not table:
+                raise RegistryError(
+                    f"the read table {table.fullname} is defined twice; "
+                    f"one definition is used by {projector.name}",
+                    hint="let both projectors write the same Table, or give the mirror a `target`",
+                )
+            if isinstance(projector, FunctionProjector) and not key_columns(table):
+                raise RegistryError(f"the read table {table.fullname} has no primary key")
+
+
+def _with_truncates(projector: Projector, writers: Counter[sa.Table]) -> Projector:
+    """Settle what a truncate of the source empties."""
+    if not isinstance(projector, FunctionProjector) or projector.on_truncate is not None:
+        return projector
+    shared = [table.name for table in projector.into if writers[table] > 1]
+    if shared:
+        raise RegistryError(
+            f"projector {projector.name} shares the read table {shared[0]} with another one: "
+            "say what a truncate of its source means",
+            hint="@projector(..., on_truncate=function), called with a Truncated and returning "
+            "operations; `lambda change: None` leaves the rows",
+        )
+    return projector.emptying(projector.into)

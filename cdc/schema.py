@@ -1,0 +1,39 @@
+"""The write database's tables, as its catalog describes them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cdc.names import TableName
+
+Identity = Literal["default", "full", "index", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """A column: its type, and the built-in types its values are stored and decoded as."""
+
+    name: str
+    type_oid: int
+    type_sql: str
+    decoded_as: int
+    stored_as: str
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A table whose changes are wanted.
+
+    `key` is empty where the replica identity gives none that updates and deletes could use.
+    `leaves` are a partitioned table's partitions, under whose names wal2json reports its rows.
+    """
+
+    name: TableName
+    columns: tuple[SourceColumn, ...]
+    key: tuple[str, ...]
+    identity: Identity
+    partitioned: bool = False
+    leaves: tuple[TableName, ...] = ()
+
+
+Schema = dict[TableName, SourceTable]

@@ -1,0 +1,281 @@
+"""The configuration: a TOML file, and the environment, which wins.
+
+Every key is also `CDC_<SECTION>__<KEY>` in the environment. Unknown keys are errors.
+"""
+
+import os
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import ProgrammingError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cdc.errors import SettingError
+from cdc.names import TableName
+
+DEFAULT_PATH = Path("config/cdc.toml")
+_PREFIX = "CDC_"
+_PATH_VARIABLE = "CDC_CONFIG"
+
+
+def _table_name(text: str) -> str:
+    TableName.parse(text)
+    return text
+
+
+SourceTable = Annotated[str, AfterValidator(_table_name)]
+
+
+class Section(BaseModel):
+    """A table of the configuration file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Source(Section):
+    """The write database, read by logical replication."""
+
+    dsn: SecretStr = Field(
+        description="How to reach the write database, as a libpq URL or key=value string. "
+        "The role needs LOGIN and REPLICATION."
+    )
+    slot: str = Field(
+        "cdc",
+        pattern=r"^[a-z0-9_]{1,63}$",
+        description="The replication slot: lower-case letters, digits and underscores.",
+    )
+    plugin: Literal["wal2json", "pgoutput"] = Field(
+        "wal2json", description="The output plugin the slot decodes with."
+    )
+    publication: str = Field(
+        "cdc",
+        min_length=1,
+        max_length=50,
+        description="pgoutput only: the publication's name. A second one, with `_insert` appended, "
+        "holds the insert-only tables.",
+    )
+    queue_bytes: int = Field(
+        16 * 1024**2,
+        ge=64 * 1024,
+        description="How much decoded but unapplied WAL is held in memory, in bytes on the wire, "
+        "before reading pauses.",
+    )
+
+    @field_validator("dsn")
+    @classmethod
+    def _parses(cls, dsn: SecretStr) -> SecretStr:
+        try:
+            conninfo_to_dict(dsn.get_secret_value())
+        except ProgrammingError:
+            raise ValueError("is neither a libpq URL nor a key=value string") from None
+        return dsn
+
+
+class Read(Section):
+    """The read database, written through SQLAlchemy."""
+
+    url: SecretStr = Field(
+        description="An SQLAlchemy URL; `postgresql+psycopg://` is supported today."
+    )
+    batch_changes: int = Field(
+        20_000, ge=1, description="The most changes applied in one read-database commit."
+    )
+    batch_bytes: int = Field(
+        16 * 1024**2,
+        ge=64 * 1024,
+        description="The most change bytes (on the wire) applied in one read-database commit. "
+        "A larger transaction is still applied atomically, in pieces of this size.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _supported(cls, url: SecretStr) -> SecretStr:
+        try:
+            backend = sa.make_url(url.get_secret_value()).get_backend_name()
+        except sa.exc.ArgumentError:
+            raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
+        if backend != "postgresql":
+            raise ValueError(f"names the dialect {backend}; supported: postgresql")
+        driver = sa.make_url(url.get_secret_value()).drivername
+        if driver not in {"postgresql", "postgresql+psycopg"}:
+            raise ValueError(f"names the driver {driver}; supported: postgresql+psycopg")
+        return url
+
+
+class MirrorSettings(Section):
+    """A table carried over as it is, minus, renamed or masked columns."""
+
+    source: SourceTable = Field(description="`schema.table`, or a pattern such as `public.*`.")
+    target: str | None = Field(
+        None, description="The read table's name; by default the source table's. Not for patterns."
+    )
+    exclude: frozenset[str] = Field(frozenset(), description="Columns left out.")
+    rename: dict[str, str] = Field({}, description="Source column to read column.")
+    mask: dict[str, Literal["null", "hash"]] = Field(
+        {},
+        description="Columns whose values must not leave the write database: `null` writes NULL, "
+        "`hash` the SHA-256 of the text (see `projection.hash_key`).",
+    )
+    insert_only: bool = Field(
+        False,
+        description="Append inserted rows and ignore updates and deletes: the one way to mirror a "
+        "table without a key.",
+    )
+
+
+class ProjectionSettings(Section):
+    """What becomes of the changes."""
+
+    modules: tuple[str, ...] = Field((), description="Python modules that hold projectors.")
+    mirrors: tuple[MirrorSettings, ...] = Field((), description="Tables mirrored without code.")
+    hash_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the `hash` mask (HMAC). Without one, short or guessable values can be "
+        "found by trying.",
+    )
+
+
+class Http(Section):
+    """Metrics, health and status over HTTP, read-only."""
+
+    listen: str = Field(
+        "127.0.0.1:9464",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
+        description="Address and port; port 0 takes a free one.",
+    )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Settings(BaseSettings):
+    """Everything the daemon is told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    source: Source
+    read: Read
+    projection: ProjectionSettings = ProjectionSettings()
+    http: Http = Http()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file (whose values `load` passes as init values)."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+
+def config_path(path: Path | None) -> Path:
+    """Give the configuration file to read: the option, else CDC_CONFIG, else the default."""
+    return path or Path(os.environ.get(_PATH_VARIABLE, DEFAULT_PATH))
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read the file and the environment; raise SettingError naming the key that is wrong."""
+    chosen = config_path(path)
+    _refuse_unknown_variables()
+    try:
+        return Settings(**_read_file(chosen))
+    except ValidationError as error:
+        raise SettingError(_explain(error, chosen), hint=_hint(error)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise SettingError(
+            f"there is no configuration file {path}",
+            hint="name one with --config FILE or CDC_CONFIG, or start from config/cdc.toml",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"the configuration file {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{path} is not TOML: {error}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    """Catch `CDC_SORUCE__DSN`, which pydantic-settings would ignore."""
+    sections = {name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        section = variable.removeprefix(_PREFIX).partition("__")[0].upper()
+        known = section in sections or variable == _PATH_VARIABLE
+        if variable.startswith(_PREFIX) and "__" in variable and not known:
+            near = get_close_matches(section, sections, n=1)
+            raise SettingError(
+                f"the environment sets {variable}, but there is no section {section.lower()}",
+                hint=f"did you mean CDC_{near[0]}__...?" if near else None,
+            )
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    key = _dotted(first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key {key}"
+        case "missing":
+            return f"{path}: {key} is missing"
+        case _:
+            reason = first["msg"].removeprefix("Value error, ")
+            return f"{path}: {key}: {reason}"
+
+
+def _hint(error: ValidationError) -> str | None:
+    first = error.errors(include_input=False, include_url=False)[0]
+    loc = first["loc"]
+    if first["type"] == "missing":
+        variable = _PREFIX + "__".join(str(part).upper() for part in loc)
+        return f"set it in the file, or as {variable} in the environment"
+    if first["type"] != "extra_forbidden":
+        return None
+    near = get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1)
+    return f"did you mean {_dotted((*loc[:-1], near[0]))}?" if near else None
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in loc:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
+    return list(model.model_fields)
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return text.removeprefix(".")

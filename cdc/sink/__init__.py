@@ -1,0 +1,1 @@
+"""The read database: the only code that writes to it."""

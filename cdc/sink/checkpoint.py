@@ -1,0 +1,109 @@
+"""The checkpoint: how far the read database is, stored in the same commit as its rows."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+
+from cdc.errors import CheckpointMoved
+from cdc.lsn import Lsn
+
+METADATA: Final = sa.MetaData()
+TABLE: Final = sa.Table(
+    "cdc_checkpoint",
+    METADATA,
+    sa.Column("slot", sa.String(63), primary_key=True),
+    sa.Column("plugin", sa.String(63), nullable=False),
+    sa.Column("system_identifier", sa.String(32), nullable=False),
+    sa.Column("timeline", sa.Integer, nullable=False),
+    sa.Column("lsn", sa.BigInteger, comment="end_lsn of the last transaction applied, in bytes"),
+    sa.Column("commit_time", sa.DateTime(timezone=True)),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+
+class Identity(NamedTuple):
+    """Whose checkpoint it is."""
+
+    slot: str
+    plugin: str
+    system_identifier: str
+    timeline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stored position. Without `lsn` it is an intent: the slot was about to be created."""
+
+    identity: Identity
+    lsn: Lsn | None
+    commit_time: datetime | None
+
+
+def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
+    """Read the slot's checkpoint; None where there is none, or no table for it yet."""
+    if not sa.inspect(connection).has_table(TABLE.name):
+        return None
+    row = connection.execute(sa.select(TABLE).where(TABLE.c.slot == slot)).one_or_none()
+    if row is None:
+        return None
+    identity = Identity(row.slot, row.plugin, row.system_identifier, row.timeline)
+    return Checkpoint(identity, None if row.lsn is None else Lsn(row.lsn), row.commit_time)
+
+
+def intend(connection: sa.Connection, identity: Identity) -> None:
+    """Note that the slot is about to be created."""
+    connection.execute(
+        sa.insert(TABLE).values(**identity._asdict(), lsn=None, updated_at=sa.func.now())
+    )
+
+
+def advance(
+    connection: sa.Connection,
+    identity: Identity,
+    *,
+    old: Lsn | None,
+    new: Lsn,
+    commit_time: datetime | None,
+) -> None:
+    """Move the checkpoint, if it is where we left it; raise CheckpointMoved where it is not."""
+    parameters = {
+        "for_slot": identity.slot,
+        "old": old,
+        "new": int(new),
+        "timeline_now": identity.timeline,
+        "committed": commit_time,
+    }
+    statement = _FIRST if old is None else _ADVANCE
+    moved = connection.execute(statement, parameters).rowcount
+    if moved != 1:
+        raise CheckpointMoved(
+            f"the checkpoint of slot {identity.slot} is no longer at {old}: another daemon wrote "
+            "it, or it was changed by hand",
+            hint="nothing of this batch was applied. Find the other daemon (`cdc status`), and "
+            "start this one again when it may take over",
+        )
+
+
+_SET: Final = {
+    "lsn": sa.bindparam("new", type_=sa.BigInteger),
+    "timeline": sa.bindparam("timeline_now"),
+    # A position without transactions keeps the time of the last one that had some.
+    "commit_time": sa.func.coalesce(
+        sa.bindparam("committed", type_=sa.DateTime(timezone=True)), TABLE.c.commit_time
+    ),
+    "updated_at": sa.func.now(),
+}
+_UPDATE: Final = sa.update(TABLE).where(TABLE.c.slot == sa.bindparam("for_slot")).values(_SET)
+_FIRST: Final = _UPDATE.where(TABLE.c.lsn.is_(None))
+_ADVANCE: Final = _UPDATE.where(
+    TABLE.c.lsn == sa.bindparam("old", type_=sa.BigInteger),
+    sa.bindparam("new", type_=sa.BigInteger) > TABLE.c.lsn,
+)
+
+
+def forget(connection: sa.Connection, slot: str) -> None:
+    """Delete the slot's checkpoint."""
+    if sa.inspect(connection).has_table(TABLE.name):
+        connection.execute(sa.delete(TABLE).where(TABLE.c.slot == slot))

@@ -1,0 +1,110 @@
+"""Connections to the read database, and what its errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+
+from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
+from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
+
+# Joins are always from a batch to its rows by key: a planner that has no statistics on the
+# staging table must not choose to scan the target instead (docs/architecture.md, Planner).
+_SESSION: Final = {
+    "application_name": "cdc",
+    "datestyle": "ISO",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "intervalstyle": "postgres",
+    "jit": "off",
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+    "timezone": "UTC",
+}
+_CONNECT_SECONDS: Final = 10
+
+
+class RowsRefused(ReadError):
+    """The read database refused rows of a batch."""
+
+
+def create_engine(url: str) -> sa.Engine:
+    """Make the engine of the read database; connections are ours alone, never pooled."""
+    parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
+    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    given = str(parsed.query.get("options", ""))
+    parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})
+    return sa.create_engine(
+        parsed,
+        poolclass=sa.pool.NullPool,
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8"},
+    )
+
+
+def connect(engine: sa.Engine) -> sa.Connection:
+    """Open a connection; raise a ReadError."""
+    with translated():
+        return engine.connect()
+
+
+def driver_connection(connection: sa.Connection) -> psycopg.Connection[Any]:
+    """Give the psycopg connection underneath."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101  the engine's driver is psycopg
+    return driver
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn SQLAlchemy's and psycopg's errors into ours, by SQLSTATE."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise _wrapped_error(error) from None
+    except psycopg.Error as error:
+        raise read_error(error) from None
+
+
+def _wrapped_error(error: sa.exc.DBAPIError) -> CdcError:
+    if isinstance(error.orig, psycopg.Error):
+        return read_error(error.orig)
+    return ReadError(f"read database: {type(error.orig).__name__}")
+
+
+def read_error(error: psycopg.Error) -> CdcError:
+    """Say what an error of the read database means, without values of rows."""
+    state = error.sqlstate
+    if state is None:
+        message = f"read database: {one_line(error)}"
+        hint = refusal_hint(error, "read.url")
+        return ReadRefused(message, hint=hint) if hint else ReadUnavailable(message)
+    if state[:2] == "28":
+        return ReadRefused(f"read database: {one_line(error)}", hint="correct read.url")
+    if passes_by_itself(state):
+        return ReadUnavailable(f"read database: {one_line(error)} ({state})")
+    if blames_rows(state):
+        return RowsRefused(f"{_blamed(error)} ({state})")
+    return ReadError(f"read database: {one_line(error)} ({state})", hint=_HINTS.get(state))
+
+
+_HINTS: Final = {
+    "42501": "grant the role in read.url what the message names",
+    "42P01": "the read table was dropped while we ran: `cdc setup` makes it again, empty",
+}
+
+
+def _blamed(error: psycopg.Error) -> str:
+    """Name what was violated: the message itself may hold values of the row."""
+    diag = error.diag
+    parts = [
+        type(error).__name__,
+        f"constraint {diag.constraint_name}" if diag.constraint_name else "",
+        f"table {diag.table_name}" if diag.table_name else "",
+        f"column {diag.column_name}" if diag.column_name else "",
+    ]
+    return ", ".join(part for part in parts if part)

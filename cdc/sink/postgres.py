@@ -1,0 +1,278 @@
+"""Write net effects to Postgres, one set-based statement per table, kind and set of columns.
+
+Few rows go as parameters of prepared statements, in one round trip; many by COPY into a staging
+table and from there in one statement.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from cdc.operation import Append, Delete, Shape, Update, Upsert, key_columns
+from cdc.projection.batch import Effects, Segment
+from cdc.projection.registry import sorted_tables
+from cdc.sink import copy_text
+from cdc.sink.engine import driver_connection
+
+_FEW: Final = 16
+_LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
+_POSITIONS: Final = """
+select pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn
+"""
+
+Row = tuple[Any, ...]
+Write = Upsert | Update
+
+
+class PostgresSink:
+    """What of writing is Postgres's own. Works inside the transaction its caller began."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._driver = driver_connection(connection)
+        self._preparer = connection.dialect.identifier_preparer
+        self._staging: dict[sa.Table, str] = {}
+        self._filled: set[sa.Table] = set()
+        self._binds: dict[Shape, Callable[[Row], Row] | None] = {}
+
+    def configure(self) -> None:
+        """Let commits return before they are on disk, where no standby is waited for.
+
+        Nothing is acknowledged to the source before `flushed_position` has passed it.
+        """
+        self._driver.execute(
+            "select set_config('synchronous_commit', 'off', false) "
+            "where current_setting('synchronous_standby_names') = ''"
+        )
+        self._driver.commit()
+
+    def lock(self, slot: str) -> bool:
+        """Take the slot's lock for as long as this connection lives; tell whether it was free."""
+        row = self._driver.execute(_LOCK, [slot]).fetchone()
+        self._driver.commit()
+        return bool(row and row[0])
+
+    def positions(self) -> tuple[int, int]:
+        """Give how far the read database has written its own WAL, and how far it is durable."""
+        row = self._driver.execute(_POSITIONS).fetchone()
+        self._driver.commit()
+        return (row[0], row[1]) if row else (0, 0)
+
+    def committed(self) -> None:
+        """Note that the transaction is over: the server has emptied the staging tables."""
+        self._filled.clear()
+
+    def rolled_back(self) -> None:
+        """Note that staging tables made since the transaction began are gone."""
+        self._staging.clear()
+        self._filled.clear()
+
+    def apply(self, segment: Segment) -> None:
+        """Write one segment of net effects: children's deletes first, parents' writes first."""
+        tables = sorted_tables(segment) if len(segment) > 1 else list(segment)
+        self._truncate([table for table in tables if segment[table].truncated])
+        for table in tables:
+            self._move(table, segment[table])
+        for table in reversed(tables):
+            self._delete(table, segment[table])
+        for table in tables:
+            self._write(segment[table])
+
+    def _truncate(self, tables: list[sa.Table]) -> None:
+        if tables:
+            self._driver.execute("truncate " + ", ".join(map(self._name, tables)))
+
+    def _move(self, table: sa.Table, effects: Effects) -> None:
+        """Change keys; a stale row that stands where a row moves to makes way for it."""
+        if not effects.moves:
+            return
+        shape = next(iter(effects.moves.values())).shape
+        name, count = self._name(table), len(shape.columns)
+        old = self._where("t", shape.columns)
+        pairs = [
+            (*self._bound(m.shape, m.values), *self._bound(m.shape, _as_row(m.old_key, count)))
+            for m in effects.moves.values()
+        ]
+        with self._driver.cursor() as cursor:
+            cursor.executemany(
+                f"delete from {name} t where {old} and not ({old}) "
+                f"and exists (select from {name} t where {old})",
+                [(*pair, *pair[count:]) for pair in pairs],
+            )
+            assignments = ", ".join(f"{self._quote(c)} = %s" for c in shape.columns)
+            cursor.executemany(f"update {name} t set {assignments} where {old}", pairs)
+
+    def _delete(self, table: sa.Table, effects: Effects) -> None:
+        deletes = list(effects.deletes.values())
+        if not deletes:
+            return
+        key = key_columns(table)
+        by_shape: dict[Shape, list[Row]] = defaultdict(list)
+        for delete in deletes:
+            by_shape[delete.shape].append(delete.values)
+        for shape, rows in by_shape.items():
+            name = self._name(table)
+            if len(rows) <= _FEW:
+                self._execute_each(
+                    f"delete from {name} t where {self._where('t', shape.columns)}", shape, rows
+                )
+            else:
+                stage = self._stage(shape, rows)
+                self._driver.execute(
+                    f"delete from {name} t using {stage} s where {self._joined(key)}"
+                )
+
+    def _write(self, effects: Effects) -> None:
+        by_shape: dict[tuple[type, Shape], list[Row]] = defaultdict(list)
+        write: Write | Append
+        for write in effects.writes.values():
+            by_shape[type(write), write.shape].append(write.values)
+        for write in effects.appends:
+            by_shape[Append, write.shape].append(write.values)
+        for (kind, shape), rows in by_shape.items():
+            _WRITERS[kind](self, shape, rows)
+
+    def _upsert(self, shape: Shape, rows: list[Row]) -> None:
+        target, columns = self._name(shape.table), self._columns(shape)
+        if len(rows) <= _FEW:
+            placeholders = ", ".join(["%s"] * len(shape.columns))
+            self._execute_each(
+                f"insert into {target} ({columns}) values ({placeholders}) {self._conflict(shape)}",
+                shape,
+                rows,
+            )
+        else:
+            stage = self._stage(shape, rows)
+            self._driver.execute(
+                f"insert into {target} ({columns}) select {columns} from {stage} "
+                + self._conflict(shape)
+            )
+
+    def _conflict(self, shape: Shape) -> str:
+        key = ", ".join(map(self._quote, key_columns(shape.table)))
+        assignments = ", ".join(
+            f"{self._quote(c)} = excluded.{self._quote(c)}" for c in _not_key(shape)
+        )
+        action = f"update set {assignments}" if assignments else "nothing"
+        return f"on conflict ({key}) do {action}"
+
+    def _update(self, shape: Shape, rows: list[Row]) -> None:
+        changed = _not_key(shape)
+        if not changed:
+            return
+        target = self._name(shape.table)
+        key = key_columns(shape.table)
+        if len(rows) <= _FEW:
+            order = [shape.columns.index(c) for c in (*changed, *key)]
+            assignments = ", ".join(f"{self._quote(c)} = %s" for c in changed)
+            self._execute_each(
+                f"update {target} t set {assignments} where {self._where('t', key)}",
+                shape,
+                rows,
+                order=order,
+            )
+        else:
+            stage = self._stage(shape, rows)
+            assignments = ", ".join(f"{self._quote(c)} = s.{self._quote(c)}" for c in changed)
+            self._driver.execute(
+                f"update {target} t set {assignments} from {stage} s where {self._joined(key)}"
+            )
+
+    def _append(self, shape: Shape, rows: list[Row]) -> None:
+        self._copy(self._name(shape.table), shape, rows)
+
+    def _execute_each(
+        self, statement: str, shape: Shape, rows: list[Row], *, order: Sequence[int] | None = None
+    ) -> None:
+        bound = [self._bound(shape, row) for row in rows]
+        if order is not None:
+            bound = [tuple(row[position] for position in order) for row in bound]
+        with self._driver.cursor() as cursor:
+            if len(bound) == 1:
+                cursor.execute(statement, bound[0])
+            else:
+                cursor.executemany(statement, bound)
+
+    def _stage(self, shape: Shape, rows: list[Row]) -> str:
+        """Fill the table's staging table with rows; give its name."""
+        table = shape.table
+        stage = self._staging.get(table)
+        if stage is None:
+            stage = self._staging[table] = self._create_stage(table)
+        elif table in self._filled:
+            self._driver.execute(f"truncate {stage}")
+        self._filled.add(table)
+        self._copy(stage, shape, rows)
+        return stage
+
+    def _create_stage(self, table: sa.Table) -> str:
+        """Make a table with the target's column types, without its constraints, for the session."""
+        stage = f"pg_temp.cdc_stage_{len(self._staging)}"
+        columns = ", ".join(self._quote(column.name) for column in table.columns)
+        self._driver.execute(
+            f"create temporary table {stage} on commit delete rows as "
+            f"select {columns} from {self._name(table)} with no data"
+        )
+        return stage
+
+    def _copy(self, name: str, shape: Shape, rows: list[Row]) -> None:
+        statement = f"copy {name} ({self._columns(shape)}) from stdin"
+        with self._driver.cursor() as cursor, cursor.copy(statement) as copy:
+            if shape.text:
+                copy.write(copy_text.encode(rows))
+            else:
+                for row in rows:
+                    copy.write_row(self._bound(shape, row))
+
+    def _bound(self, shape: Shape, row: Row) -> Row:
+        """Convert Python values as the columns' SQLAlchemy types say; text is left as it is."""
+        if shape not in self._binds:
+            self._binds[shape] = None if shape.text else self._binder(shape)
+        bind = self._binds[shape]
+        return row if bind is None else bind(row)
+
+    def _binder(self, shape: Shape) -> Callable[[Row], Row] | None:
+        dialect = self._connection.dialect
+        columns = {column.name: column for column in shape.table.columns}
+        types = [columns[name].type.dialect_impl(dialect) for name in shape.columns]
+        processors = [type_.bind_processor(dialect) for type_ in types]
+        if not any(processors):
+            return None
+        return lambda row: tuple(
+            value if process is None else process(value)
+            for process, value in zip(processors, row, strict=True)
+        )
+
+    def _where(self, alias: str, columns: Iterable[str]) -> str:
+        return " and ".join(f"{alias}.{self._quote(c)} = %s" for c in columns)
+
+    def _joined(self, columns: Iterable[str]) -> str:
+        return " and ".join(f"t.{self._quote(c)} = s.{self._quote(c)}" for c in columns)
+
+    def _columns(self, shape: Shape) -> str:
+        return ", ".join(map(self._quote, shape.columns))
+
+    def _quote(self, name: str) -> str:
+        return self._preparer.quote_identifier(name).replace("%", "%%")
+
+    def _name(self, table: sa.Table) -> str:
+        parts = [table.schema, table.name] if table.schema else [table.name]
+        return ".".join(map(self._quote, parts))
+
+
+def _not_key(shape: Shape) -> list[str]:
+    key = key_columns(shape.table)
+    return [name for name in shape.columns if name not in key]
+
+
+def _as_row(key: Any, count: int) -> Row:
+    return (key,) if count == 1 else key
+
+
+_WRITERS: Final[dict[type, Callable[[PostgresSink, Shape, list[Row]], None]]] = {
+    Upsert: PostgresSink._upsert,
+    Update: PostgresSink._update,
+    Append: PostgresSink._append,
+}

@@ -1,0 +1,214 @@
+"""Apply batches to the read database: rows and checkpoint in one commit."""
+
+from collections import deque
+from contextlib import suppress
+
+import sqlalchemy as sa
+
+from cdc.errors import CheckpointMoved, ReadLocked, ReadTransactionLost, WriteRefused
+from cdc.lsn import Lsn
+from cdc.operation import Operation, Truncate, key_columns
+from cdc.projection.batch import Batch, NetEffect
+from cdc.projection.project import project
+from cdc.projection.projector import Projector
+from cdc.projection.registry import Registry
+from cdc.sink import checkpoint as checkpoints
+from cdc.sink.engine import RowsRefused, connect, translated
+from cdc.sink.postgres import PostgresSink
+
+
+class Writer:
+    """The one writer of a read database. Used by one thread at a time."""
+
+    def __init__(self, engine: sa.Engine, slot: str) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._connection: sa.Connection | None = None
+        self._sink: PostgresSink | None = None
+        self._transaction: sa.RootTransaction | None = None
+        self._identity: checkpoints.Identity | None = None
+        self._checkpoint: Lsn | None = None
+        self._pieces_applied = False
+        self._not_durable: deque[tuple[Lsn, int]] = deque()
+        self._durable: Lsn | None = None
+
+    @property
+    def checkpoint(self) -> Lsn | None:
+        """How far the read database is, as of the last commit."""
+        return self._checkpoint
+
+    def open(self) -> sa.Connection:
+        """Connect and take the slot's lock; raise ReadLocked while another daemon holds it."""
+        self.close()
+        self._connection = connect(self._engine)
+        try:
+            with translated():
+                self._sink = PostgresSink(self._connection)
+                self._sink.configure()
+                if not self._sink.lock(self._slot):
+                    raise ReadLocked(f"another daemon serves slot {self._slot}")
+        except Exception:
+            self.close()
+            raise
+        return self._connection
+
+    def resume(self, identity: checkpoints.Identity, lsn: Lsn) -> None:
+        """Begin at the checkpoint that was found, or has just been stored."""
+        self._identity = identity
+        self._checkpoint = self._durable = lsn
+        self._not_durable.clear()
+
+    def close(self) -> None:
+        """Roll back what is open and disconnect; never raise."""
+        connection, self._connection = self._connection, None
+        self._sink = self._transaction = None
+        self._pieces_applied = False
+        if connection is not None:
+            with suppress(sa.exc.SQLAlchemyError):
+                connection.close()
+
+    def apply(self, batch: Batch, registry: Registry) -> None:
+        """Write a batch, and where it ends on a commit its checkpoint, and commit.
+
+        A batch that ends inside a transaction leaves the read transaction open for the next one.
+        After a ReadUnavailable the same batch may be given again: whether the commit took effect
+        is looked up in the read database. Raise ReadTransactionLost where earlier pieces of a
+        transaction went with the connection; WriteRefused, naming projector, table and key, where
+        the read database will not take a change; CheckpointMoved.
+        """
+        if self._connection is None and self._is_applied(batch):
+            return
+        try:
+            with translated():
+                self._write(batch, registry)
+        except Exception:
+            self._lose_connection()
+            raise
+
+    def _is_applied(self, batch: Batch) -> bool:
+        """Reconnect; tell whether the lost commit had taken effect."""
+        connection = self.open()
+        with translated(), connection.begin():
+            stored = checkpoints.load(connection, self._slot)
+        lsn = stored.lsn if stored else None
+        if lsn is not None and lsn == batch.end_lsn and batch.complete:
+            self._committed(lsn)
+            return True
+        if lsn != self._checkpoint:
+            raise CheckpointMoved(
+                f"the checkpoint of slot {self._slot} is at {lsn}, and was at {self._checkpoint}: "
+                "another daemon wrote, or the read database lost its last commits",
+                hint="start again: the start-up checks decide where to go on",
+            )
+        return False
+
+    def _lose_connection(self) -> None:
+        lost_pieces = self._pieces_applied
+        self.close()
+        if lost_pieces:
+            raise ReadTransactionLost
+
+    def _write(self, batch: Batch, registry: Registry) -> None:
+        connection, _ = self._opened()
+        if self._transaction is None:
+            self._transaction = connection.begin()
+        if batch.transactions:
+            self._apply_merged(batch, registry)
+        if batch.complete and batch.end_lsn is not None:
+            self._commit(batch, batch.end_lsn)
+        else:
+            self._pieces_applied = True
+
+    def _apply_merged(self, batch: Batch, registry: Registry) -> None:
+        """Apply the net effect; where that violates a constraint, all in commit order."""
+        connection, sink = self._opened()
+        savepoint = connection.begin_nested()
+        try:
+            with translated():
+                for segment in batch.effect.segments:
+                    sink.apply(segment)
+        except RowsRefused:
+            savepoint.rollback()
+            sink.rolled_back()
+            self._apply_in_order(batch, registry)
+        else:
+            savepoint.commit()
+
+    def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
+        _, sink = self._opened()
+        for transaction in batch.transactions:
+            for projector, operation in project(transaction, registry):
+                alone = NetEffect()
+                alone.add(operation)
+                try:
+                    with translated():
+                        sink.apply(alone.segments[0])
+                except RowsRefused as error:
+                    raise _refused(error, projector, operation, transaction.commit_lsn) from None
+
+    def _commit(self, batch: Batch, end_lsn: Lsn) -> None:
+        connection, sink = self._opened()
+        if self._identity is None or self._transaction is None:
+            raise CheckpointMoved("the writer was never told where it resumes")
+        if self._checkpoint is None or end_lsn > self._checkpoint:
+            checkpoints.advance(
+                connection,
+                self._identity,
+                old=self._checkpoint,
+                new=end_lsn,
+                commit_time=batch.commit_time,
+            )
+        self._transaction.commit()
+        self._transaction = None
+        self._pieces_applied = False
+        self._committed(end_lsn)
+        sink.committed()
+
+    def _committed(self, end_lsn: Lsn) -> None:
+        self._checkpoint = end_lsn
+        if self._sink is not None:
+            written, _ = self._sink.positions()
+            self._not_durable.append((end_lsn, written))
+
+    @property
+    def has_undurable_commits(self) -> bool:
+        """Tell whether a commit may not be on the read database's disk yet."""
+        return bool(self._not_durable)
+
+    def durable(self) -> Lsn | None:
+        """Give the last checkpoint that the read database has on disk; raise ReadUnavailable."""
+        if self._not_durable and self._sink is not None and self._transaction is None:
+            with translated():
+                _, flushed = self._sink.positions()
+            while self._not_durable and self._not_durable[0][1] <= flushed:
+                self._durable, _ = self._not_durable.popleft()
+        return self._durable
+
+    def _opened(self) -> tuple[sa.Connection, PostgresSink]:
+        if self._connection is None or self._sink is None:
+            self.open()
+        assert self._connection is not None  # noqa: S101  open() sets both or raises
+        assert self._sink is not None  # noqa: S101
+        return self._connection, self._sink
+
+
+def _refused(
+    error: RowsRefused, projector: Projector, operation: Operation, commit_lsn: Lsn
+) -> WriteRefused:
+    return WriteRefused(
+        f"projector {projector.name}: the read database refused {_described(operation)}, in the "
+        f"transaction committed at {commit_lsn}: {error}",
+        hint="mend the projector, the read table or the row there, and start again: nothing after "
+        "this transaction was applied",
+    )
+
+
+def _described(operation: Operation) -> str:
+    """Name the operation, its table and key."""
+    kind = type(operation).__name__.lower()
+    if isinstance(operation, Truncate):
+        return f"{kind} {operation.table.name}"
+    shape = operation.shape
+    known = dict(zip(shape.columns, operation.values, strict=True))
+    key = ", ".join(f"{name}={known[name]!r}" for name in key_columns(shape.table))
+    return f"{kind} {shape.table.name} ({key})"

@@ -1,0 +1,1 @@
+"""The write database: the only code that speaks to it."""

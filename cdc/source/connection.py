@@ -1,0 +1,101 @@
+"""Connections to the write database, and what its errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cdc.errors import (
+    CdcError,
+    SlotActive,
+    SourceError,
+    SourceNotReady,
+    SourceRefused,
+    SourceUnavailable,
+)
+from cdc.sqlstate import one_line, passes_by_itself, refusal_hint
+
+# What the plugins print depends on these: pinned, they make one text form per value.
+_SESSION: Final = {
+    "bytea_output": "hex",
+    "datestyle": "ISO",
+    "extra_float_digits": "3",
+    "idle_session_timeout": "0",
+    "intervalstyle": "postgres",
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+    "timezone": "UTC",
+}
+_CONNECT_SECONDS: Final = 10
+
+Connection = psycopg.Connection[Any]
+
+
+def connect(dsn: str, **parameters: str) -> Connection:
+    """Open an ordinary connection in autocommit mode; raise a SourceError."""
+    with translated():
+        return psycopg.connect(_conninfo(dsn, **parameters), autocommit=True)
+
+
+def connect_replication(dsn: str) -> Connection:
+    """Open a connection to a walsender of the DSN's database; raise a SourceError."""
+    return connect(dsn, replication="database")
+
+
+def _conninfo(dsn: str, **parameters: str) -> str:
+    given = conninfo_to_dict(dsn)
+    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    defaults: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "cdc"}
+    merged = {**defaults, **given, "client_encoding": "UTF8", **parameters}
+    merged["options"] = f"{given.get('options', '')} {options}".strip()
+    return make_conninfo("", **merged)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn psycopg's errors into ours, by SQLSTATE."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise source_error(error) from None
+
+
+def source_error(error: psycopg.Error) -> CdcError:
+    """Say what an error of the write database means."""
+    message = f"write database: {one_line(error)}"
+    state = error.sqlstate
+    if state is None:
+        hint = refusal_hint(error, "source.dsn")
+        return SourceRefused(message, hint=hint) if hint else SourceUnavailable(message)
+    if state in _BY_SQLSTATE:
+        kind, hint = _BY_SQLSTATE[state]
+        return kind(f"{message} ({state})", hint=hint)
+    if passes_by_itself(state):
+        return SourceUnavailable(f"{message} ({state})")
+    return SourceError(f"{message} ({state})")
+
+
+_BY_SQLSTATE: Final[dict[str, tuple[type[SourceError], str | None]]] = {
+    "28000": (SourceRefused, "correct source.dsn or pg_hba.conf"),
+    "28P01": (SourceRefused, "correct the password in source.dsn"),
+    "55006": (SlotActive, None),
+    "42501": (
+        SourceNotReady,
+        "for a plugin that may not be used, on the write database: alter system set "
+        "output_plugin_libraries = pgoutput, test_decoding, wal2json; select pg_reload_conf(); "
+        "else grant the role what the message names",
+    ),
+    "58P01": (
+        SourceNotReady,
+        "install wal2json on the write database's server (Debian: postgresql-NN-wal2json), "
+        'or set plugin = "pgoutput"',
+    ),
+    "53400": (
+        SourceNotReady,
+        "no slot is free: drop one that is not used, or raise max_replication_slots (restart)",
+    ),
+    "55000": (SourceNotReady, "run `cdc check`: it names the setting and the SQL that mends it"),
+    "42704": (SourceNotReady, "run `cdc check`, then `cdc setup`"),
+}

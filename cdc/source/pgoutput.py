@@ -1,0 +1,181 @@
+"""pgoutput, protocol version 1: Postgres documentation, "Logical Replication Message Formats"."""
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cdc.change import Deleted, Inserted, Relation, Truncated, updated
+from cdc.errors import ProtocolError
+from cdc.lsn import Lsn
+from cdc.message import Begin, Commit, Emitted, Message
+from cdc.names import TableName
+from cdc.source.relations import Relations
+from cdc.values import UNCHANGED, Text
+
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_BEGIN: Final = struct.Struct(">qqi")
+_COMMIT: Final = struct.Struct(">bqqq")
+_INT16: Final = struct.Struct(">h")
+_INT32: Final = struct.Struct(">i")
+_OID: Final = struct.Struct(">I")
+_KEY, _OLD, _NEW = ord("K"), ord("O"), ord("N")
+_NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
+
+Values = tuple[Text, ...]
+
+
+class PgOutput:
+    """Decode pgoutput's messages."""
+
+    def __init__(self, relations: Relations) -> None:
+        self._relations = relations
+        self._by_oid: dict[int, tuple[Relation, tuple[int, ...] | None]] = {}
+
+    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
+        """Decode one message. Raise ProtocolError where it is none of pgoutput's."""
+        data = bytes(payload)
+        try:
+            return _DECODE[data[:1]](self, data)
+        except KeyError as error:
+            raise ProtocolError(f"pgoutput sent an unknown message or relation: {error}") from None
+        except (struct.error, IndexError, ValueError, OverflowError) as error:
+            raise ProtocolError(
+                f"pgoutput sent a message of another form: {type(error).__name__}"
+            ) from None
+
+    def _relation(self, data: bytes) -> Sequence[Message]:
+        (oid,) = _OID.unpack_from(data, 1)
+        schema, position = _string(data, 5)
+        table, position = _string(data, position)
+        reported = TableName(schema or "pg_catalog", table)
+        full = data[position : position + 1] == b"f"
+        (count,) = _INT16.unpack_from(data, position + 1)
+        columns, flagged = [], []
+        position += 3
+        for _ in range(count):
+            flags = data[position]
+            name, position = _string(data, position + 1)
+            (type_oid,) = _OID.unpack_from(data, position)
+            position += 8
+            columns.append(self._relations.column(name, type_oid))
+            flagged += [name] if flags & 1 else []
+        self._by_oid[oid] = self._described(reported, columns, () if full else tuple(flagged))
+        return ()
+
+    def _described(
+        self, reported: TableName, columns: list, flagged: tuple[str, ...]
+    ) -> tuple[Relation, tuple[int, ...] | None]:
+        """Give the relation, and which sent columns it keeps where it does not keep all."""
+        known = self._relations.known(reported)
+        generated = self._relations.generated(reported)
+        kept = [i for i, column in enumerate(columns) if column.name not in generated]
+        key = known.key if not flagged or set(flagged) == set(known.key) else flagged
+        names = {column.name for column in columns}
+        if not set(key) <= names:
+            raise ProtocolError(f"the key of {known.name} is no longer in its rows")
+        relation = Relation(known.name, tuple(columns[i] for i in kept), key)
+        return relation, None if len(kept) == len(columns) else tuple(kept)
+
+    def _inserted(self, data: bytes) -> Sequence[Message]:
+        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        values, _ = _tuple(data, 6, kept)
+        return (Inserted(relation, values),)
+
+    def _updated(self, data: bytes) -> Sequence[Message]:
+        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        kind, position = data[5], 6
+        key = old = None
+        if kind != _NEW:
+            before, position = _tuple(data, position, kept)
+            key, old = _old(relation, kind, before)
+            position += 1
+        values, _ = _tuple(data, position, kept)
+        return (updated(relation, values, old_key=key, old_values=old),)
+
+    def _deleted(self, data: bytes) -> Sequence[Message]:
+        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        before, _ = _tuple(data, 6, kept)
+        return (Deleted(relation, *_old(relation, data[5], before)),)
+
+    def _truncated(self, data: bytes) -> Sequence[Message]:
+        (count,) = _INT32.unpack_from(data, 1)
+        oids = struct.unpack_from(f">{count}I", data, 6)
+        return [Truncated(self._by_oid[oid][0]) for oid in oids]
+
+
+def _old(relation: Relation, kind: int, before: Values) -> tuple[Values, Values | None]:
+    """Give the old key, and the whole old row where it was sent."""
+    if kind not in (_KEY, _OLD):
+        raise ValueError("no old tuple")
+    whole = kind == _OLD and len(relation.columns) > len(relation.key)
+    return relation.key_of(before), before if whole else None
+
+
+def _tuple(data: bytes, position: int, kept: tuple[int, ...] | None) -> tuple[Values, int]:
+    """Read a TupleData; give its values and the position after it."""
+    (count,) = _INT16.unpack_from(data, position)
+    position += 2
+    values: list[Text] = []
+    for _ in range(count):
+        kind = data[position]
+        position += 1
+        if kind == _TEXT:
+            start = position + 4
+            position = start + _INT32.unpack_from(data, position)[0]
+            values.append(data[start:position].decode())
+        elif kind == _NULL:
+            values.append(None)
+        elif kind == _UNCHANGED:
+            values.append(UNCHANGED)
+        else:
+            raise ValueError("unknown kind of column")
+    if position > len(data):
+        raise ValueError("the tuple is longer than the message")
+    return tuple(values) if kept is None else tuple(values[i] for i in kept), position
+
+
+def _string(data: bytes, position: int) -> tuple[str, int]:
+    end = data.index(b"\0", position)
+    return data[position:end].decode(), end + 1
+
+
+def _begin(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+    commit_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
+    return (Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), _EPOCH + timedelta(microseconds=microseconds)),)
+
+
+def _commit(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+    _, commit_lsn, end_lsn, _ = _COMMIT.unpack_from(data, 1)
+    return (Commit(Lsn(commit_lsn), Lsn(end_lsn)),)
+
+
+def _emitted(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+    prefix, position = _string(data, 10)
+    (length,) = _INT32.unpack_from(data, position)
+    content = data[position + 4 : position + 4 + length]
+    return (Emitted(prefix, content.decode(errors="replace")),)
+
+
+def _nothing(_decoder: PgOutput, _data: bytes) -> Sequence[Message]:
+    return ()
+
+
+_DECODE: Final[dict[bytes, Callable[[PgOutput, bytes], Sequence[Message]]]] = {
+    b"I": PgOutput._inserted,
+    b"U": PgOutput._updated,
+    b"D": PgOutput._deleted,
+    b"T": PgOutput._truncated,
+    b"R": PgOutput._relation,
+    b"B": _begin,
+    b"C": _commit,
+    b"M": _emitted,
+    b"O": _nothing,  # origin
+    b"Y": _nothing,  # type: the catalog tells more
+}
+
+
+def options(publications: Iterable[str]) -> dict[str, str]:
+    """Give the plugin options for these publications."""
+    names = ",".join('"{}"'.format(name.replace('"', '""')) for name in publications)
+    return {"proto_version": "1", "publication_names": names, "messages": "true"}

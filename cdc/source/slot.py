@@ -1,0 +1,99 @@
+"""The replication slot and its server: what they are, how they come and go."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from psycopg import sql
+from psycopg.rows import class_row
+
+from cdc.lsn import Lsn
+from cdc.source.connection import Connection, translated
+
+_SLOT: Final = """
+select plugin, database, active, active_pid, wal_status,
+       confirmed_flush_lsn - '0/0'::pg_lsn as confirmed_flush,
+       restart_lsn - '0/0'::pg_lsn as restart, safe_wal_size
+from pg_replication_slots where slot_name = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A row of pg_replication_slots; positions in bytes."""
+
+    plugin: str | None
+    database: str | None
+    active: bool
+    active_pid: int | None
+    wal_status: str | None
+    confirmed_flush: int | None
+    restart: int | None
+    safe_wal_size: int | None
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether the server has removed WAL that the slot needs."""
+        return self.wal_status == "lost" or self.restart is None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Which server, on which timeline, and how far its WAL goes."""
+
+    identifier: str
+    timeline: int
+    wal_lsn: Lsn
+    database: str
+
+
+def read_slot(connection: Connection, slot: str) -> SlotState | None:
+    """Look the slot up; None where there is none. Raise a SourceError."""
+    with translated(), connection.cursor(row_factory=class_row(SlotState)) as cursor:
+        return cursor.execute(_SLOT, [slot]).fetchone()
+
+
+def identify(replication: Connection) -> System:
+    """Ask a walsender what it is; raise a SourceError."""
+    with translated():
+        row = replication.execute("IDENTIFY_SYSTEM").fetchone()
+    assert row is not None  # noqa: S101  IDENTIFY_SYSTEM always answers with one row
+    return System(row[0], int(row[1]), Lsn.parse(row[2]), row[3])
+
+
+def create_slot(replication: Connection, slot: str, plugin: str) -> Lsn:
+    """Create the slot and give its consistent point: where streaming begins.
+
+    It waits for every transaction that is writing. Raise a SourceError.
+    """
+    statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} NOEXPORT_SNAPSHOT").format(
+        sql.Identifier(slot), sql.Identifier(plugin)
+    )
+    with translated():
+        row = replication.execute(statement).fetchone()
+    assert row is not None  # noqa: S101  it answers with one row
+    return Lsn.parse(row[1])
+
+
+def drop_slot(connection: Connection, slot: str) -> None:
+    """Drop the slot; raise SlotActive while somebody streams from it."""
+    with translated():
+        connection.execute("select pg_drop_replication_slot(%s)", [slot])
+
+
+def current_lsn(connection: Connection) -> Lsn:
+    """Give the position of the end of the WAL; raise a SourceError."""
+    with translated():
+        row = connection.execute("select pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
+    return Lsn(row[0] if row else 0)
+
+
+def mark_now(connection: Connection) -> Lsn:
+    """Write a message into the WAL and give its position.
+
+    A checkpoint at or past it has every transaction that committed before.
+    """
+    with translated():
+        row = connection.execute(
+            "select pg_logical_emit_message(true, 'cdc', 'mark') - '0/0'::pg_lsn"
+        ).fetchone()
+    return Lsn(row[0] if row else 0)

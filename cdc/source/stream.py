@@ -1,0 +1,242 @@
+"""The replication stream: frames in, standby status out.
+
+Frames are those of the Postgres documentation, "Streaming Replication Protocol". One connection
+serves one START_REPLICATION: a second one on it ends at once, without an error.
+"""
+
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import psycopg
+from msgspec import Struct
+from psycopg import sql
+from psycopg.pq import ExecStatus
+
+from cdc.errors import ProtocolError, SourceUnavailable
+from cdc.lsn import Lsn
+from cdc.source.connection import Connection, source_error, translated
+
+_EPOCH_SECONDS: Final = 946_684_800  # 2000-01-01, Postgres's epoch, in Unix time
+_DATA_HEADER: Final = struct.Struct(">cqqq")
+_KEEPALIVE: Final = struct.Struct(">cqqb")
+_STATUS: Final = struct.Struct(">cqqqqb")
+_FRAMES_AT_ONCE: Final = 1000
+_ACKNOWLEDGE_SECONDS: Final = 0.1
+_LONGEST_FEEDBACK_SECONDS: Final = 10.0
+_PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
+
+
+class Data(Struct, frozen=True, gc=False):
+    """A frame that holds a plugin's message. `lsn` is where the change it tells of is."""
+
+    lsn: int
+    payload: memoryview
+
+
+class Keepalive(Struct, frozen=True, gc=False):
+    """The server has sent everything before `wal_end`."""
+
+    wal_end: Lsn
+    reply_requested: bool
+
+
+Frame = Data | Keepalive
+
+
+def parse(frame: memoryview | bytes) -> Frame:
+    """Read one CopyData's content; raise ProtocolError where it is no frame."""
+    view = memoryview(frame)
+    try:
+        if view[0] == 0x77:  # w
+            return Data(_DATA_HEADER.unpack_from(view)[1], view[_DATA_HEADER.size :])
+        if view[0] == 0x6B:  # k
+            _, wal_end, _, reply = _KEEPALIVE.unpack_from(view)
+            return Keepalive(Lsn(wal_end), bool(reply))
+    except (struct.error, IndexError):
+        pass
+    raise ProtocolError("the server sent a frame that is neither data nor keepalive")
+
+
+def _quoted(value: str) -> sql.SQL:
+    """Quote an option's value: the replication grammar has no E'' strings, only doubled quotes."""
+    return sql.SQL("'{}'".format(value.replace("'", "''")))
+
+
+class Stream:
+    """A started replication stream. One thread reads; any thread may acknowledge."""
+
+    def __init__(self, connection: Connection, *, slot: str, options: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._slot = slot
+        self._options = options
+        self._received = Lsn(0)
+        self._acknowledged = Lsn(0)
+        self._reported = Lsn(0)
+        self._sent_at = 0.0
+        self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
+        self._plugin_warning: str | None = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @property
+    def received(self) -> Lsn:
+        """How far the server has sent."""
+        return self._received
+
+    @property
+    def reported(self) -> Lsn:
+        """How far the server has been told it may forget."""
+        return self._reported
+
+    def start(self, lsn: Lsn) -> None:
+        """Start streaming at a position; raise a SourceError."""
+        with translated():
+            self._feedback_seconds = self._feedback_interval()
+            self._connection.add_notice_handler(self._noticed)
+            self._connection.execute(self._start_statement(lsn))
+        self._acknowledged = self._received = self._reported = lsn
+
+    def _feedback_interval(self) -> float:
+        query = "select setting::int from pg_settings where name = 'wal_sender_timeout'"
+        row = self._connection.execute(query).fetchone()
+        timeout = (row[0] if row else 0) / 1000
+        return min(timeout / 3 if timeout else _LONGEST_FEEDBACK_SECONDS, _LONGEST_FEEDBACK_SECONDS)
+
+    def _start_statement(self, lsn: Lsn) -> sql.Composed:
+        options = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name), _quoted(value))
+            for name, value in self._options.items()
+        )
+        return sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
+            sql.Identifier(self._slot), sql.SQL(str(lsn)), options
+        )
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Keep a plugin's WARNING: it means that rows were left out."""
+        state = notice.sqlstate or ""
+        if notice.severity_nonlocalized == "WARNING" and not state.startswith(_PASSING_WARNINGS):
+            self._plugin_warning = notice.message_primary or "a warning without text"
+
+    def frames(self) -> Iterator[Frame]:
+        """Give the frames that have arrived; wait for some until feedback is due.
+
+        Raise SourceUnavailable where the stream ended, ProtocolError where the plugin warned.
+        """
+        count = 0
+        with translated():
+            while count < _FRAMES_AT_ONCE:
+                size, frame = self._pgconn.get_copy_data(1)
+                if size <= 0:
+                    break
+                count += 1
+                yield self._noted(parse(frame))
+            else:
+                return
+        self._refuse_warnings()
+        if size < 0:
+            raise self._ended()
+        if not count:
+            self._wait()
+
+    def _noted(self, frame: Frame) -> Frame:
+        position = frame.lsn if isinstance(frame, Data) else frame.wal_end
+        if position > self._received:
+            self._received = Lsn(position)
+        return frame
+
+    def _refuse_warnings(self) -> None:
+        if self._plugin_warning is not None:
+            raise ProtocolError(
+                f"the plugin left rows out, near {self._received}: {self._plugin_warning}",
+                hint="a table without a usable key was updated or deleted from: give it a primary "
+                "key or a replica identity, then copy it again",
+            )
+
+    def _ended(self) -> Exception:
+        result = self._pgconn.get_result()
+        if result is not None and result.status == ExecStatus.FATAL_ERROR:
+            return source_error(psycopg.errors.error_from_result(result))
+        return SourceUnavailable("write database: the server ended the stream")
+
+    def _wait(self) -> None:
+        """Sleep until bytes arrive, somebody acknowledges, or feedback is due."""
+        ready, _, _ = select.select(
+            [self._pgconn.socket, self._wake_read], [], [], self._until_feedback()
+        )
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+        if self._pgconn.socket in ready:
+            with translated():
+                self._pgconn.consume_input()
+
+    def _until_feedback(self) -> float:
+        due = _ACKNOWLEDGE_SECONDS if self._acknowledged > self._reported else self._feedback_seconds
+        return max(0.0, self._sent_at + due - time.monotonic())
+
+    def acknowledge(self, lsn: Lsn) -> None:
+        """Let the server forget what lies before a position that is durable on the read side."""
+        self._acknowledged = max(self._acknowledged, lsn)
+        self.wake()
+
+    def wake(self) -> None:
+        """End a wait in `frames`."""
+        try:
+            os.write(self._wake_write, b".")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups already
+
+    def feedback(self) -> None:
+        """Send the standby status if it is due; raise SourceUnavailable."""
+        if self._until_feedback() <= 0:
+            self._send_status(self._acknowledged)
+
+    def reply(self) -> None:
+        """Answer a keepalive that asks for it, at once.
+
+        A server that is shutting down waits for all it sent to be flushed here, and asks again at
+        once while the position it is told is older: so an older one is never told. Zero leaves
+        the slot where it is, and the server goes by the write position instead (walsender.c,
+        WalSndDone).
+        """
+        caught_up = self._acknowledged >= self._received
+        self._send_status(self._acknowledged if caught_up else Lsn(0))
+
+    def _send_status(self, flushed: Lsn, *, ask: bool = False) -> None:
+        now = int((time.time() - _EPOCH_SECONDS) * 1_000_000)
+        written = max(self._received, flushed)
+        status = _STATUS.pack(b"r", written, flushed, flushed, now, ask)
+        with translated():
+            self._pgconn.put_copy_data(status)
+            self._flush()
+        self._sent_at = time.monotonic()
+        self._reported = max(self._reported, flushed)
+
+    def ask(self) -> None:
+        """Ask the server for a keepalive now: it tells how far it has sent."""
+        self._send_status(self._acknowledged, ask=True)
+
+    def _flush(self) -> None:
+        """Send what is buffered; read meanwhile, for the server may be blocked sending to us."""
+        while self._pgconn.flush():
+            socket = self._pgconn.socket
+            readable, _, _ = select.select([socket], [socket], [], self._feedback_seconds)
+            if readable:
+                self._pgconn.consume_input()
+
+    def close(self) -> None:
+        """Report the last acknowledgement and leave; never raise."""
+        try:
+            if self._acknowledged > self._reported:
+                self._send_status(self._acknowledged)
+            self._pgconn.put_copy_end()
+            self._flush()
+        except (SourceUnavailable, psycopg.Error):
+            pass  # it is gone already: what it was not told, it will send again
+        finally:
+            self._connection.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)

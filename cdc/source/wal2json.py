@@ -1,0 +1,332 @@
+"""wal2json's format version 2: one JSON object per message.
+
+The facts used here are in wal2json's README ("Parameters", "Examples") and were checked against
+2.5 and 2.6: see tests/integration/test_plugins.py.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from cdc.change import Column, Deleted, Inserted, Relation, Truncated, updated
+from cdc.errors import ProtocolError
+from cdc.lsn import Lsn
+from cdc.message import Begin, Commit, Emitted, Message
+from cdc.names import TableName
+from cdc.source.relations import Relations
+from cdc.values import BYTEA, UNCHANGED, Text
+
+MESSAGE_PREFIX: Final = "cdc"
+_FLOATS: Final = (700, 701)
+
+
+class _Column(msgspec.Struct, gc=False):
+    name: str
+    typeoid: int
+    value: Any = None
+
+
+class _RawColumn(msgspec.Struct, gc=False):
+    name: str
+    typeoid: int
+    value: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Line(msgspec.Struct, gc=False):
+    action: str
+    xid: int | None = None
+    timestamp: str | None = None
+    lsn: str = ""
+    nextlsn: str = ""
+    schema: str = ""
+    table: str = ""
+    columns: list[_Column] = []
+    identity: list[_Column] = []
+    prefix: str = ""
+    content: str = ""
+
+
+class _RawLine(msgspec.Struct, gc=False):
+    columns: list[_RawColumn] = []
+    identity: list[_RawColumn] = []
+
+
+Columns = Sequence[_Column]
+_signature: Final = attrgetter("name", "typeoid")
+
+# Numbers keep their digits: a float's literal is kept as text, an integer is exact in Python.
+_decode_line: Final = msgspec.json.Decoder(_Line, float_hook=str).decode
+_decode_raw_line: Final = msgspec.json.Decoder(_RawLine).decode
+_decode_text: Final = msgspec.json.Decoder(str).decode
+
+_AS_TEXT: Final[dict[type, Callable[[Any], str | None]]] = {
+    int: str,
+    bool: {True: "t", False: "f"}.__getitem__,
+    type(None): lambda _: None,
+}
+
+
+class _Layout(NamedTuple):
+    """How one set of reported columns fills a relation's row."""
+
+    relation: Relation
+    positions: tuple[int | None, ...] | None  # None: exactly the relation's columns, in order
+    bytea: tuple[int, ...]
+    floats: tuple[int, ...]
+
+
+class Wal2Json:
+    """Decode wal2json's lines into messages."""
+
+    def __init__(self, relations: Relations) -> None:
+        self._relations = relations
+        self._current: dict[TableName, Relation] = {}
+        self._layouts: dict[tuple[Any, ...], _Layout] = {}
+
+    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
+        """Decode one line. Raise ProtocolError where it is none of wal2json's."""
+        try:
+            line = _decode_line(payload)
+        except msgspec.ValidationError:
+            line = _with_raw_values(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError(
+                f"wal2json sent a line that is not JSON: {type(error).__name__}",
+                hint="known causes: a database encoding other than UTF8; a type whose quoted name "
+                'wal2json 2.5 does not escape. plugin = "pgoutput" has neither',
+            ) from None
+        decode = _DECODE.get(line.action)
+        if decode is None:
+            raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
+        return (decode(self, line, payload),)
+
+    def _inserted(self, line: _Line, payload: bytes | memoryview) -> Message:
+        relation, values = self._row(line, payload, inserted=True)
+        return Inserted(relation, values)
+
+    def _updated(self, line: _Line, payload: bytes | memoryview) -> Message:
+        relation, values = self._row(line, payload)
+        key, old = self._identity(relation, line, payload)
+        return updated(relation, values, old_key=key, old_values=old)
+
+    def _deleted(self, line: _Line, payload: bytes | memoryview) -> Message:
+        relation = self._relation(TableName(line.schema, line.table))
+        key, old = self._identity(relation, line, payload)
+        return Deleted(relation, key, old)
+
+    def _truncated(self, line: _Line, _payload: bytes | memoryview) -> Message:
+        return Truncated(self._relation(TableName(line.schema, line.table)))
+
+    def _relation(self, reported: TableName) -> Relation:
+        relation = self._current.get(reported)
+        if relation is None:
+            relation = self._current[reported] = self._relations.known(reported)
+        return relation
+
+    def _row(
+        self, line: _Line, payload: bytes | memoryview, *, inserted: bool = False
+    ) -> tuple[Relation, tuple[Text, ...]]:
+        columns = line.columns
+        signature = (line.schema, line.table, inserted, *map(_signature, columns))
+        layout = self._layouts.get(signature) or self._lay_out(signature, line)
+        texts = _texts(columns, layout, payload, part="columns")
+        if layout.positions is None:
+            return layout.relation, tuple(texts)
+        return layout.relation, tuple(
+            UNCHANGED if position is None else texts[position] for position in layout.positions
+        )
+
+    def _lay_out(self, signature: tuple[Any, ...], line: _Line) -> _Layout:
+        """Fit the columns of a line, seen for the first time, to the table's relation.
+
+        An insert brings every column. An update leaves out unchanged TOAST: columns known before
+        and missing now keep their place.
+        """
+        reported = TableName(line.schema, line.table)
+        dropped = self._relations.generated(reported)
+        columns = [(c.name, c.typeoid) for c in line.columns]
+        kept = {c: i for i, c in enumerate(columns) if c[0] not in dropped}
+        known = self._relation(reported)
+        described = [self._relations.column(*column) for column in kept]
+        full = described if signature[2] else _extended(known, described)
+        if tuple(full) != known.columns:
+            known = Relation(known.name, tuple(full), self._key(known, full))
+            self._current[reported] = known
+        positions = tuple(kept.get((c.name, c.type_oid)) for c in known.columns)
+        exact = positions == tuple(range(len(columns)))
+        layout = _Layout(
+            known,
+            None if exact else positions,
+            bytea=tuple(i for i, c in enumerate(columns) if c[1] == BYTEA),
+            floats=tuple(i for i, c in enumerate(columns) if c[1] in _FLOATS),
+        )
+        self._forget(reported)
+        self._layouts[signature] = layout
+        return layout
+
+    def _forget(self, reported: TableName) -> None:
+        """Drop the table's layouts for other relations than the current one."""
+        current = self._current.get(reported)
+        self._layouts = {
+            signature: layout
+            for signature, layout in self._layouts.items()
+            if signature[:2] != tuple(reported) or layout.relation is current
+        }
+
+    def _key(self, known: Relation, columns: Iterable[Column]) -> tuple[str, ...]:
+        names = {column.name for column in columns}
+        missing = [name for name in known.key if name not in names]
+        if missing:
+            raise ProtocolError(
+                f'key column "{missing[0]}" of {known.name} is no longer in its rows',
+                hint="its key was renamed or dropped: start the daemon again to read the catalog",
+            )
+        return known.key
+
+    def _identity(
+        self, relation: Relation, line: _Line, payload: bytes | memoryview
+    ) -> tuple[tuple[Text, ...], tuple[Text, ...] | None]:
+        """Give the old key, and the whole old row where the table has REPLICA IDENTITY FULL."""
+        columns = line.identity
+        layout = _Layout(
+            relation,
+            None,
+            bytea=tuple(i for i, c in enumerate(columns) if c.typeoid == BYTEA),
+            floats=tuple(i for i, c in enumerate(columns) if c.typeoid in _FLOATS),
+        )
+        texts = _texts(columns, layout, payload, part="identity")
+        if len(columns) == 1 and relation.key == (columns[0].name,):
+            return tuple(texts), None
+        known = {c.name: text for c, text in zip(columns, texts, strict=True)}
+        return _key_and_old(relation, known)
+
+
+def _key_and_old(
+    relation: Relation, known: dict[str, Text]
+) -> tuple[tuple[Text, ...], tuple[Text, ...] | None]:
+    try:
+        key = tuple(known[name] for name in relation.key)
+    except KeyError as error:
+        raise ProtocolError(
+            f"the replica identity of {relation.name} has no column {error}, part of its key",
+            hint="its replica identity was changed: start the daemon again to read the catalog",
+        ) from None
+    whole = len(relation.columns) > len(relation.key) and all(n in known for n in relation.names)
+    return key, tuple(known[n] for n in relation.names) if whole else None
+
+
+def _extended(known: Relation, described: list[Column]) -> list[Column]:
+    """Add to the known columns those described that are new or have changed their type."""
+    by_name = {column.name: column for column in described}
+    kept = [by_name.pop(column.name, column) for column in known.columns]
+    return [*kept, *by_name.values()]
+
+
+def _texts(
+    columns: Columns, layout: _Layout, payload: bytes | memoryview, *, part: str
+) -> list[str | None]:
+    """Give the values as the server's text."""
+    texts: list[str | None] = [
+        value if (value := column.value).__class__ is str else _AS_TEXT[value.__class__](value)
+        for column in columns
+    ]
+    for position in layout.floats:
+        if texts[position] == "0":  # may have been -0, which JSON integers do not keep
+            return _raw_texts(getattr(_decode_raw_line(payload), part))
+    for position in layout.bytea:
+        text = texts[position]
+        if text is not None:
+            texts[position] = "\\x" + text
+    return texts
+
+
+def _raw_texts(columns: list[_RawColumn]) -> list[str | None]:
+    return [_raw_text(bytes(column.value), column.typeoid) for column in columns]
+
+
+def _raw_text(raw: bytes, type_oid: int) -> str | None:
+    if raw.startswith(b'"'):
+        text = _decode_text(raw)
+        return "\\x" + text if type_oid == BYTEA else text
+    return {b"null": None, b"true": "t", b"false": "f"}.get(raw, raw.decode())
+
+
+def _with_raw_values(payload: bytes | memoryview) -> _Line:
+    """Decode a line with a number of more digits than a Python integer is parsed from."""
+    try:
+        header = msgspec.json.decode(payload, type=_Header)
+        raw = _decode_raw_line(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"wal2json sent a line of another form: {error}") from None
+    line = _Line(header.action, schema=header.schema, table=header.table)
+    line.columns = _from_raw(raw.columns)
+    line.identity = _from_raw(raw.identity)
+    return line
+
+
+class _Header(msgspec.Struct):
+    action: str
+    schema: str = ""
+    table: str = ""
+
+
+def _from_raw(columns: list[_RawColumn]) -> list[_Column]:
+    texts = _raw_texts(columns)
+    return [
+        _Column(c.name, c.typeoid, text if c.typeoid != BYTEA or text is None else text[2:])
+        for c, text in zip(columns, texts, strict=True)
+    ]
+
+
+def _begin(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+    if line.xid is None or line.timestamp is None:
+        raise ProtocolError("wal2json sent a transaction without xid or timestamp")
+    return Begin(line.xid, _lsn(line.lsn), datetime.fromisoformat(line.timestamp))
+
+
+def _commit(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+    return Commit(_lsn(line.lsn), _lsn(line.nextlsn))
+
+
+def _emitted(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+    return Emitted(line.prefix, line.content)
+
+
+def _lsn(text: str) -> Lsn:
+    try:
+        return Lsn.parse(text)
+    except ValueError:
+        raise ProtocolError("wal2json sent a transaction without LSNs") from None
+
+
+_DECODE: Final[dict[str, Callable[[Wal2Json, _Line, bytes | memoryview], Message]]] = {
+    "I": Wal2Json._inserted,
+    "U": Wal2Json._updated,
+    "D": Wal2Json._deleted,
+    "T": Wal2Json._truncated,
+    "B": _begin,
+    "C": _commit,
+    "M": _emitted,
+}
+
+
+def options(tables: Iterable[TableName]) -> dict[str, str]:
+    """Give the plugin options for these tables (leaf partitions, not their roots)."""
+    return {
+        "format-version": "2",
+        "include-xids": "1",
+        "include-timestamp": "1",
+        "include-lsn": "1",
+        "include-types": "0",
+        "include-type-oids": "1",
+        "add-msg-prefixes": MESSAGE_PREFIX,
+        "add-tables": ",".join(f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables),
+    }
+
+
+def _escaped(name: str) -> str:
+    """Escape every character: the form that no name can break out of."""
+    return "".join("\\" + character for character in name)

@@ -1,0 +1,62 @@
+"""What Postgres's errors mean, whichever database they come from."""
+
+import re
+from typing import Final
+
+import psycopg
+
+# Connection lost, out of resources, shut down or cancelled, deadlock or serialization failure,
+# read-only after a failover, lock not available: trying again may do.
+_PASSING_CLASSES: Final = ("08", "40", "53", "57")
+_PASSING: Final = ("25006", "55P03")
+
+# What a whole batch may violate though its transactions, one after the other, do not: uniqueness
+# and foreign keys (23), a row touched twice by one statement (21000), a truncate of a referenced
+# table (0A000). Values the type refuses (22) are looked for the same way, to name their key.
+_ROW_CLASSES: Final = ("21", "22", "23")
+_ROW_STATES: Final = ("0A000",)
+
+# libpq gives no SQLSTATE for a refused connection (docs/architecture.md), so here, and here
+# alone, a message's text decides. A text not listed, or in another language, is retried.
+_REFUSALS: Final = (
+    (r"password authentication failed", "correct the password in {where} or PGPASSWORD"),
+    (r"no password supplied", "put the password into {where}, PGPASSWORD or a password file"),
+    (r"no pg_hba\.conf entry", "add a line for this user, database and address to pg_hba.conf"),
+    (r'role ".*" does not exist', "create the role, or correct the user in {where}"),
+    (r'role ".*" is not permitted to log in', "alter role ... login"),
+    (r'database ".*" does not exist', "create the database, or correct its name in {where}"),
+    (r"must be superuser or replication role", "alter role ... replication"),
+    (r"permission denied to start WAL sender", "alter role ... replication"),
+    (r"permission denied for database", "grant connect on database ... to the role"),
+)
+
+
+def passes_by_itself(sqlstate: str) -> bool:
+    """Tell whether trying again, unchanged, may succeed."""
+    return sqlstate[:2] in _PASSING_CLASSES or sqlstate in _PASSING
+
+
+def blames_rows(sqlstate: str) -> bool:
+    """Tell whether the rows being written caused the error, rather than the statement."""
+    return sqlstate[:2] in _ROW_CLASSES or sqlstate in _ROW_STATES
+
+
+def refusal_hint(error: psycopg.Error, where: str) -> str | None:
+    """Give the remedy where a connection was refused for good; None where it may pass.
+
+    `where` is the setting that holds the connection string.
+    """
+    text = one_line(error)
+    for pattern, hint in _REFUSALS:
+        if re.search(pattern, text):
+            return hint.format(where=where)
+    return None
+
+
+def one_line(error: psycopg.Error) -> str:
+    """Give the message without line breaks, and without what follows the first attempt.
+
+    libpq reports every address it tried; the last one decides.
+    """
+    primary = error.diag.message_primary if error.sqlstate else None
+    return " ".join((primary or str(error)).split())
