@@ -1,6 +1,8 @@
 """The commands, one small function each."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,9 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from cdc.daemon import Daemon
+from cdc.demo import run as run_demo
 from cdc.errors import CdcError, SettingError
 from cdc.lsn import Lsn
 from cdc.observe import logs
+from cdc.observe.logs import printable
+from cdc.operate.check import Finding
+from cdc.operate.check import check as find_problems
+from cdc.operate.drop import drop as drop_pipeline
+from cdc.operate.setup import set_up
+from cdc.operate.status import read_status
 from cdc.settings import load
 
 app = typer.Typer(
@@ -32,6 +41,7 @@ LogFormat = Annotated[
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option("--log-level", case_sensitive=False)
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -52,7 +62,6 @@ def run(
     """Stream changes until stopped; set up on the first start.
 
     Examples:
-
       cdc run
 
       cdc run --config /etc/cdc.toml --log-format json
@@ -74,6 +83,95 @@ def _position(until: str | None) -> str | None:
     return until
 
 
+@app.command()
+def setup(config: Config = None, log_level: LogLevel = "INFO") -> None:
+    """Create the slot, the read tables and the bookkeeping, without streaming.
+
+    What is there already and fits is left as it is; what does not fit is refused.
+    """
+    logs.configure(level=log_level)
+    position = set_up(load(config))
+    typer.echo(f"ready to stream from {position}")
+
+
+@app.command()
+def check(config: Config = None, as_json: AsJson = False) -> None:
+    """Examine both databases and the configuration; change nothing.
+
+    Each finding says what it is, why it matters and what mends it. Exit code 1 if one would stop
+    the daemon.
+    """
+    found = find_problems(load(config))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        _print_findings(found)
+    if any(finding.blocks for finding in found):
+        raise typer.Exit(1)
+
+
+def _print_findings(found: list[Finding]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for finding in found:
+        sign = "[bold red]blocks[/]" if finding.blocks else "[bold yellow]advice[/]"
+        console.print(f"{sign}  {escape(finding.what)}")
+        console.print(f"        why:  {escape(finding.why)}")
+        console.print(f"        mend: {escape(finding.remedy)}")
+    blocking = sum(finding.blocks for finding in found)
+    console.print("ready" if not blocking else f"{blocking} to mend before `cdc run`")
+
+
+@app.command()
+def status(config: Config = None, as_json: AsJson = False) -> None:
+    """Say how far behind the read database is; works without a running daemon too.
+
+    Examples:
+      cdc status
+
+      cdc status --json | jq .lag_bytes
+    """
+    now = read_status(load(config)).as_dict()
+    if as_json:
+        typer.echo(json.dumps(now, indent=2))
+        return
+    for name, value in now.items():
+        typer.echo(f"{name.replace('_', ' '):17} {'-' if value is None else value}")
+
+
+@app.command()
+def drop(
+    config: Config = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove the slot, the publications and the checkpoint. Read tables stay.
+
+    Changes made after this are not seen by a later `cdc run`.
+    """
+    settings = load(config)
+    if not yes:
+        typer.confirm(
+            f"Drop slot {settings.source.slot}, its publications and its checkpoint?", abort=True
+        )
+    for what in drop_pipeline(settings) or ["nothing: there was nothing to drop"]:
+        typer.echo(f"dropped {what}")
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long to run.")] = 30,
+    postgres: Annotated[
+        Literal["auto", "installed", "wheel"],
+        typer.Option("--postgres", help="Which Postgres servers to use."),
+    ] = "auto",
+) -> None:
+    """Show it: two throwaway databases, an application that writes, the daemon, a live view.
+
+    At the end both sides are compared row by row; exit code 0 only if they are equal.
+    """
+    if not run_demo(seconds=seconds, postgres=postgres, console=Console(highlight=False)):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; every error is one message on stderr and an exit code."""
     try:
@@ -86,11 +184,6 @@ def main() -> None:
 def report(error: CdcError) -> None:
     """Print an error and what to do next."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[bold red]error:[/] {escape(str(error))}")
+    console.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
     if error.hint:
-        console.print(f"[bold]hint:[/]  {escape(error.hint)}")
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep `run` a command by name."""
+        console.print(f"[bold]hint:[/]  {escape(printable(error.hint))}")

@@ -30,7 +30,7 @@ from cdc.observe.state import State
 from cdc.operate import setup
 from cdc.pipeline import Decoder, Pipeline
 from cdc.settings import Settings
-from cdc.sink.engine import create_engine
+from cdc.sink.engine import create_engine, driver_connection
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -46,6 +46,7 @@ _TARGET_SECONDS: Final = 0.1
 _FIRST_RETRY_SECONDS: Final = 0.2
 _LONGEST_RETRY_SECONDS: Final = 30.0
 _LONGEST_STANDBY_SECONDS: Final = 2.0
+_CONNECTING_SECONDS: Final = 1.0
 _EXIT_AT_ONCE: Final = 130
 _DECODERS: Final[dict[str, type[Wal2Json | PgOutput]]] = {
     "wal2json": Wal2Json,
@@ -70,6 +71,8 @@ class Daemon:
         self._stream: Stream | None = None
         self._session_stop = threading.Event()
         self._interrupts: list[Callable[[], None]] = []
+        self._served = threading.Event()
+        self._error: BaseException | None = None
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -83,25 +86,43 @@ class Daemon:
             "/ready": self._ready,
             "/status": self._status,
         }
-        sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)
         with HttpServer(self._settings.http.address, routes) as http, self._signals():
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
-            sampler.start()
-            try:
-                self._serve()
-            finally:
-                self.stop.set()
-                self._writer.close()
+            for part in (self._sample, self._serve_guarded):
+                threading.Thread(target=part, name=part.__name__.strip("_"), daemon=True).start()
+            self._wait_for_the_end()
         log.info("stopped", extra={"checkpoint": str(self._writer.checkpoint)})
+
+    def _wait_for_the_end(self) -> None:
+        """Wait for the last session to drain; for one that is still connecting, hardly at all."""
+        self.stop.wait()
+        while not self._served.wait(_CONNECTING_SECONDS):
+            if self._stream is None:
+                break
+        if self._error is not None:
+            raise self._error
+
+    def _serve_guarded(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # noqa: BLE001  raised again in the main thread
+            self._error = error
+        finally:
+            self._writer.close()
+            self._served.set()
+            self.stop.set()
 
     # Sessions and retries.
 
     def _serve(self) -> None:
         """Hold session after session; the pauses grow only while none gets as far as streaming."""
         while not self.stop.is_set():
-            with suppress(_Interrupted, Stopped):
-                self._persist(self._session)
+            with suppress(Stopped):
+                try:
+                    self._persist(self._session)
+                except _Interrupted:
+                    self._sleep(_FIRST_RETRY_SECONDS)
 
     def _persist(self, attempt: Callable[[], None]) -> None:
         """Call again and again while it fails in a way that passes; raise Stopped on a signal."""
@@ -113,7 +134,7 @@ class Daemon:
             reraise=True,
         )
         retrying(attempt)
-        if self._metrics.state is State.RETRYING:
+        if self._metrics.state in {State.RETRYING, State.STANDBY}:
             self._enter(State.STREAMING)
 
     def _pause(self, state: RetryCallState) -> float:
@@ -146,7 +167,11 @@ class Daemon:
     def _session(self) -> None:
         """Connect, find the position, stream. Failing after streaming began is an interruption."""
         read = self._writer.open()
-        with self._connection(connect) as source, self._connection(connect_replication) as stream:
+        with (
+            self._interruptible(driver_connection(read)),
+            self._connection(connect) as source,
+            self._connection(connect_replication) as stream,
+        ):
             plan = setup.plan(self._settings, source)
             setup.prepare_read_side(read, plan.registry)
             setup.prepare_source(self._settings, source, plan)
@@ -161,24 +186,30 @@ class Daemon:
 
     @contextmanager
     def _connection(self, open_: Callable[[str], Connection]) -> Iterator[Connection]:
-        """Hold a connection that a signal cancels; closed unless the pipeline took it over."""
+        """Hold a connection that a signal interrupts; closed unless the pipeline takes it over."""
         connection = open_(self._dsn)
-        cancel = partial(_cancel, connection)
-        self._interrupts.append(cancel)
         try:
-            yield connection
-        except CdcError:
-            connection.close()
-            if self.stop.is_set():
-                raise Stopped from None
-            raise
+            with self._interruptible(connection):
+                yield connection
         except BaseException:
             connection.close()
             raise
-        finally:
-            self._interrupts.remove(cancel)
         if open_ is not connect_replication:
             connection.close()
+
+    @contextmanager
+    def _interruptible(self, connection: Connection) -> Iterator[None]:
+        """Let a signal cancel what the connection is waiting for; then raise Stopped."""
+        cancel = partial(_cancel, connection)
+        self._interrupts.append(cancel)
+        try:
+            yield
+        except CdcError:
+            if self.stop.is_set():
+                raise Stopped from None
+            raise
+        finally:
+            self._interrupts.remove(cancel)
 
     def _pipeline(self, plan: setup.Plan, replication: Connection, lsn: Lsn) -> Pipeline:
         settings = self._settings
@@ -190,6 +221,7 @@ class Daemon:
         self._exchange = Exchange(settings.source.queue_bytes)
         decoder: Decoder = _DECODERS[settings.source.plugin](Relations(plan.schema))
         return Pipeline(
+            start=lsn,
             stream=stream,
             decoder=decoder,
             assembler=Assembler(lsn, piece_bytes=settings.read.batch_bytes // 2),
@@ -312,7 +344,7 @@ class Daemon:
         }
 
 
-class _Interrupted(Exception):  # noqa: N818  no error: the next session goes on from the checkpoint
+class _Interrupted(Exception):
     """A session that was streaming ended in a way that passes."""
 
 
@@ -344,5 +376,3 @@ def _error(state: RetryCallState) -> BaseException | None:
 
 def _text(lsn: Lsn | None) -> str | None:
     return None if lsn is None else str(lsn)
-
-

@@ -16,7 +16,7 @@ Item = Transaction | Lsn
 """A transaction; or a position before which nothing is pending."""
 
 
-class Stopped(Exception):  # noqa: N818  not an error: another thread has ended the pipeline
+class Stopped(Exception):
     """The pipeline is ending; the thread that sees this leaves."""
 
 

@@ -1,6 +1,8 @@
 """A position in the write-ahead log."""
 
-from typing import Self
+from typing import Final, Self
+
+_HALF_DIGITS: Final = 8
 
 
 class Lsn(int):
@@ -15,7 +17,7 @@ class Lsn(int):
         if not slash:
             raise ValueError(f"not an LSN: {text!r}")
         value = (int(high, 16) << 32) | int(low, 16)
-        if len(low) > 8 or not 0 <= value < 1 << 64:
+        if len(low) > _HALF_DIGITS or not 0 <= value < 1 << 64:
             raise ValueError(f"not an LSN: {text!r}")
         return cls(value)
 

@@ -3,6 +3,7 @@
 socket --> frame --> message --> Transaction --> Batch --> rows + checkpoint --> acknowledgement
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,9 +37,11 @@ class Decoder(Protocol):
 class Pipeline:
     """Three threads, one direction: receive, project, write.
 
-    `persist` calls a function again while it fails in a way that passes by itself.
+    `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
+    fails in a way that passes by itself.
     """
 
+    start: Lsn
     stream: Stream
     decoder: Decoder
     assembler: Assembler
@@ -54,8 +57,12 @@ class Pipeline:
     _errors: list[BaseException] = field(default_factory=list, init=False)
     _in_pieces: bool = field(default=False, init=False)
     _idle_lsn: Lsn = field(default=Lsn(0), init=False)
-    _offered_lsn: Lsn = field(default=Lsn(0), init=False)
+    _offered_lsn: Lsn = field(init=False)
     _idle_due: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        # A keepalive may tell an older position than the checkpoint: it is no news.
+        self._offered_lsn = self.start
 
     def run(self) -> None:
         """Stream until told to stop, then drain; raise what ended it otherwise."""
@@ -89,7 +96,7 @@ class Pipeline:
 
     def _receive(self) -> None:
         while not self.stop.is_set() and not self._errors:
-            for frame in self.stream.frames():
+            for frame in self.stream.frames(seconds=self._until_idle_position()):
                 if isinstance(frame, Data):
                     self._take(frame)
                 else:
@@ -122,10 +129,15 @@ class Pipeline:
             self._idle_due = 0.0
             self.stream.reply()
 
+    def _until_idle_position(self) -> float:
+        """Say for how many seconds no position need be stored."""
+        if self._idle_lsn <= self._offered_lsn:
+            return math.inf
+        return max(0.0, self._idle_due - time.monotonic())
+
     def _offer_idle_position(self) -> None:
         """Let writes to other tables move the checkpoint too, once a second."""
-        due = time.monotonic() >= self._idle_due and self.assembler.between_transactions
-        if due and self._idle_lsn > self._offered_lsn:
+        if not self._until_idle_position() and self.assembler.between_transactions:
             self._offer(self._idle_lsn)
             self._idle_due = time.monotonic() + _IDLE_SECONDS
 
@@ -165,6 +177,8 @@ class Pipeline:
                 self.persist(partial(self.writer.apply, batch, self.registry))
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
             self._acknowledge()
+        self.writer.flush()
+        self._acknowledge()
 
     def _acknowledge(self) -> None:
         """Let the source forget what is checkpointed and on the read database's disk."""

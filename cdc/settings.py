@@ -25,7 +25,6 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from cdc.errors import SettingError
@@ -272,7 +271,9 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            model = next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
+            model = next(
+                (a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation
+            )
     return list(model.model_fields)
 
 

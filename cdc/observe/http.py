@@ -6,7 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -32,10 +32,10 @@ class _Request(BaseHTTPRequestHandler):
     sys_version = ""
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802  the base class's name
+    def do_GET(self) -> None:
         self._answer(body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802  the base class's name
+    def do_HEAD(self) -> None:
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
@@ -87,7 +87,7 @@ class HttpServer:
         host, port = self._server.server_address[:2]
         return str(host), int(port)
 
-    def __enter__(self) -> "HttpServer":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -24,7 +24,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
-def _printable(value: object) -> str:
+def printable(value: object) -> str:
     """Escape control characters: names come from a database that somebody else writes."""
     text = str(value)
     return text if text.isprintable() else text.encode("unicode_escape").decode()
@@ -33,7 +33,7 @@ def _printable(value: object) -> str:
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        fields = "".join(f" {name}={_printable(value)}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={printable(value)}" for name, value in _fields(record).items())
         return f"{time} {record.levelname.lower():7} {record.getMessage()}{fields}"
 
 

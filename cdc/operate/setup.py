@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -16,10 +17,11 @@ from cdc.projection.registry import Registry, load
 from cdc.schema import Schema
 from cdc.settings import Settings
 from cdc.sink import checkpoint, tables
-from cdc.sink.engine import translated
+from cdc.sink.engine import create_engine, translated
+from cdc.sink.writer import Writer
 from cdc.source import pgoutput, publication, slot, wal2json
 from cdc.source.catalog import describe
-from cdc.source.connection import Connection
+from cdc.source.connection import Connection, connect, connect_replication
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +52,7 @@ class Plan:
         """Give the options START_REPLICATION is sent."""
         if settings.source.plugin == "pgoutput":
             return pgoutput.options(self.publications(settings.source.publication))
-        reported = [
-            name
-            for table in self.schema.values()
-            for name in (table.name, *table.leaves)
-        ]
+        reported = [name for table in self.schema.values() for name in (table.name, *table.leaves)]
         return wal2json.options(reported)
 
 
@@ -146,4 +144,20 @@ def begin(
 def _create_slot(replication: Connection, name: str, plugin: str) -> Lsn:
     lsn = slot.create_slot(replication, name, plugin)
     log.info("created slot", extra={"slot": name, "plugin": plugin, "lsn": str(lsn)})
+    return lsn
+
+
+def set_up(settings: Settings) -> Lsn:
+    """Do all that comes before streaming, once; give where it would begin."""
+    dsn = settings.source.dsn.get_secret_value()
+    writer = Writer(create_engine(settings.read.url.get_secret_value()), settings.source.slot)
+    read = writer.open()
+    try:
+        with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
+            wanted = plan(settings, source)
+            prepare_read_side(read, wanted.registry)
+            prepare_source(settings, source, wanted)
+            _, lsn = begin(settings, source=source, replication=replication, read=read)
+    finally:
+        writer.close()
     return lsn

@@ -10,6 +10,7 @@ from cdc.errors import (
     SlotWithoutCheckpoint,
     SourceReplaced,
 )
+from cdc.lsn import Lsn
 from cdc.sink.checkpoint import Checkpoint
 from cdc.source.slot import SlotState, System
 
@@ -40,9 +41,8 @@ def decide(
         if slot is not None:
             raise SlotWithoutCheckpoint(
                 f"slot {name} exists, but the read database has no checkpoint for it",
-                hint="it is somebody else's slot, or the read database was replaced. Choose another "
-                "source.slot; or, if nobody needs it: select pg_drop_replication_slot('"
-                f"{name}')",
+                hint="it is somebody else's, or the read database was replaced. Choose another "
+                f"source.slot; or, if nobody needs it: select pg_drop_replication_slot('{name}')",
             )
         return Start.CREATE_SLOT
     _require_same_source(checkpoint, system, plugin=plugin)
@@ -53,9 +53,7 @@ def decide(
     return Start.STREAM
 
 
-def _after_an_intent(
-    slot: SlotState | None, system: System, *, name: str, plugin: str
-) -> Start:
+def _after_an_intent(slot: SlotState | None, system: System, *, name: str, plugin: str) -> Start:
     """Go on after being killed between noting that the slot would be made and its position."""
     if slot is None:
         return Start.CREATE_SLOT
@@ -107,7 +105,7 @@ def _require_usable(slot: SlotState | None, system: System, *, name: str, plugin
         )
 
 
-def _require_position(lsn: int, slot: SlotState | None, system: System) -> None:
+def _require_position(lsn: Lsn, slot: SlotState | None, system: System) -> None:
     if lsn > system.wal_lsn:
         raise SourceReplaced(
             f"the checkpoint ({lsn}) is ahead of the write database's WAL ({system.wal_lsn}): it "
@@ -117,7 +115,7 @@ def _require_position(lsn: int, slot: SlotState | None, system: System) -> None:
     confirmed = slot.confirmed_flush if slot else None
     if confirmed is not None and lsn < confirmed:
         raise ChangesConsumedElsewhere(
-            f"the slot was consumed to byte {confirmed} of the WAL, the checkpoint is at {int(lsn)}",
+            f"the slot was consumed to {Lsn(confirmed)}, the checkpoint is at {lsn}",
             hint="something else read from the slot, or the read database was restored from a "
             "backup: " + _COPY_AGAIN,
         )

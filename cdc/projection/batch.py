@@ -1,10 +1,8 @@
 """Batches: whole transactions, and their operations merged into the net effect."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -34,7 +32,19 @@ class Effects:
 
     def add(self, operation: Operation) -> bool:
         """Merge an operation in; tell False where that cannot be done and a new segment must."""
-        return _ADD[type(operation)](self, operation)
+        match operation:
+            case Upsert():
+                return self._upsert(operation)
+            case Update():
+                return self._update(operation)
+            case Delete():
+                return self._delete(operation)
+            case Move():
+                return self._move(operation)
+            case Truncate():
+                return self._truncate()
+            case Append():
+                return self._append(operation)
 
     def _upsert(self, new: Upsert) -> bool:
         key = new.key
@@ -73,9 +83,11 @@ class Effects:
         return True
 
     def _move(self, new: Move) -> bool:
-        """Moves come first: they merge only while neither key has been touched."""
+        """Merge only while neither key has been touched, for moves come first."""
         key, old_key = new.key, new.old_key
-        if any(k in rows for k in (key, old_key) for rows in (self.moves, self.deletes, self.writes)):
+        if any(
+            k in rows for k in (key, old_key) for rows in (self.moves, self.deletes, self.writes)
+        ):
             return False
         if key in self.moved_to or old_key in self.moved_to:
             return False
@@ -83,7 +95,7 @@ class Effects:
         self.moved_to.add(key)
         return True
 
-    def _truncate(self, _new: Truncate) -> bool:
+    def _truncate(self) -> bool:
         self.truncated = True
         for rows in (self.moves, self.moved_to, self.deletes, self.writes, self.appends):
             rows.clear()
@@ -93,15 +105,6 @@ class Effects:
         self.appends.append(new)
         return True
 
-
-_ADD: dict[type, Callable[[Effects, Any], bool]] = {
-    Upsert: Effects._upsert,
-    Update: Effects._update,
-    Delete: Effects._delete,
-    Move: Effects._move,
-    Truncate: Effects._truncate,
-    Append: Effects._append,
-}
 
 Segment = dict[sa.Table, Effects]
 """Effects on several tables that may be applied together."""

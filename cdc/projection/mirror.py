@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
-from cdc.change import Change, Deleted, Inserted, Relation, Truncated, Updated
+from cdc.change import Change, Inserted, Relation, Truncated, Updated
 from cdc.errors import ProjectionError, RegistryError
 from cdc.names import TableName
 from cdc.operation import (
@@ -156,16 +156,16 @@ def _null(_value: Text) -> Text:
     return None
 
 
-def mirrors(
-    settings: Sequence[MirrorSettings], schema: Schema, *, hash_key: bytes
-) -> list[Mirror]:
+def mirrors(settings: Sequence[MirrorSettings], schema: Schema, *, hash_key: bytes) -> list[Mirror]:
     """Build the mirrors that the configuration asks for of the tables the catalog holds.
 
     A table named outright wins over a pattern that covers it too. Raise RegistryError for a table
     that does not exist, has no usable key, or whose columns the settings misname.
     """
     chosen: dict[TableName, MirrorSettings] = {}
-    for mirror in sorted(settings, key=lambda mirror: not TableName.parse(mirror.source).is_pattern):
+    for mirror in sorted(
+        settings, key=lambda mirror: not TableName.parse(mirror.source).is_pattern
+    ):
         for table in _covered(mirror, schema):
             chosen[table.name] = mirror
     metadata = sa.MetaData()
@@ -227,9 +227,7 @@ def _require_names(settings: MirrorSettings, source: SourceTable) -> None:
             raise RegistryError(f'{source.name} has no column "{name}" to exclude, rename or mask')
 
 
-def _read_table(
-    settings: MirrorSettings, source: SourceTable, metadata: sa.MetaData
-) -> sa.Table:
+def _read_table(settings: MirrorSettings, source: SourceTable, metadata: sa.MetaData) -> sa.Table:
     name = settings.target or source.name.table
     if name in metadata.tables:
         raise RegistryError(

@@ -11,9 +11,7 @@ from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 
 
-def project(
-    transaction: Transaction, registry: Registry
-) -> Iterator[tuple[Projector, Operation]]:
+def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Projector, Operation]]:
     """Give what the transaction's changes mean for the read tables, in order.
 
     Raise ProjectionError naming projector, table, LSN and key where a projector fails.
@@ -23,7 +21,7 @@ def project(
             try:
                 for operation in projector.operations(change):
                     yield projector, operation
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  a projector may raise anything
                 raise _failed(error, projector, transaction, change=change) from None
 
 

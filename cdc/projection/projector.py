@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from cdc.change import Change, Deleted, Inserted, Truncated, Updated
+from cdc.change import Change, Deleted, Truncated, Updated
 from cdc.errors import ProjectionError
 from cdc.names import TableName
 from cdc.operation import (
@@ -97,9 +97,8 @@ class FunctionProjector:
     def _checked(self, returned: Returned) -> list[Operation]:
         if returned is None:
             return []
-        if isinstance(returned, Upsert | Update | Delete | Truncate):
-            returned = (returned,)
-        return [self._allowed(operation) for operation in returned]
+        several = returned if isinstance(returned, Iterable) else (returned,)
+        return [self._allowed(operation) for operation in several]
 
     def _allowed(self, operation: Operation) -> Operation:
         if isinstance(operation, Upsert | Update | Delete):
@@ -186,9 +185,7 @@ def projector(
     read_tables = tuple(table_of(model) for model in models)
 
     def mark(function: Function) -> FunctionProjector:
-        label = name or getattr(function, "__name__", "projector")
+        label = name or str(getattr(function, "__name__", "projector"))
         return FunctionProjector(label, sources, read_tables, function, on_truncate)
 
     return mark
-
-

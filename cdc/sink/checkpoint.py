@@ -103,7 +103,8 @@ _ADVANCE: Final = _UPDATE.where(
 )
 
 
-def forget(connection: sa.Connection, slot: str) -> None:
-    """Delete the slot's checkpoint."""
-    if sa.inspect(connection).has_table(TABLE.name):
-        connection.execute(sa.delete(TABLE).where(TABLE.c.slot == slot))
+def forget(connection: sa.Connection, slot: str) -> bool:
+    """Delete the slot's checkpoint; tell whether there was one."""
+    if not sa.inspect(connection).has_table(TABLE.name):
+        return False
+    return connection.execute(sa.delete(TABLE).where(TABLE.c.slot == slot)).rowcount > 0

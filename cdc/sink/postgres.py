@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from cdc.operation import Append, Delete, Shape, Update, Upsert, key_columns
+from cdc.operation import Append, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.registry import sorted_tables
 from cdc.sink import copy_text
@@ -36,6 +36,11 @@ class PostgresSink:
         self._staging: dict[sa.Table, str] = {}
         self._filled: set[sa.Table] = set()
         self._binds: dict[Shape, Callable[[Row], Row] | None] = {}
+        self._writers: dict[type, Callable[[Shape, list[Row]], None]] = {
+            Upsert: self._upsert,
+            Update: self._update,
+            Append: self._append,
+        }
 
     def configure(self) -> None:
         """Let commits return before they are on disk, where no standby is waited for.
@@ -59,6 +64,12 @@ class PostgresSink:
         row = self._driver.execute(_POSITIONS).fetchone()
         self._driver.commit()
         return (row[0], row[1]) if row else (0, 0)
+
+    def flush(self) -> None:
+        """Bring all commits so far to disk, by one that waits for it."""
+        self._driver.execute("set local synchronous_commit = on")
+        self._driver.execute("select pg_logical_emit_message(true, 'cdc', 'flush')")
+        self._driver.commit()
 
     def committed(self) -> None:
         """Note that the transaction is over: the server has emptied the staging tables."""
@@ -132,7 +143,7 @@ class PostgresSink:
         for write in effects.appends:
             by_shape[Append, write.shape].append(write.values)
         for (kind, shape), rows in by_shape.items():
-            _WRITERS[kind](self, shape, rows)
+            self._writers[kind](shape, rows)
 
     def _upsert(self, shape: Shape, rows: list[Row]) -> None:
         target, columns = self._name(shape.table), self._columns(shape)
@@ -269,10 +280,3 @@ def _not_key(shape: Shape) -> list[str]:
 
 def _as_row(key: Any, count: int) -> Row:
     return (key,) if count == 1 else key
-
-
-_WRITERS: Final[dict[type, Callable[[PostgresSink, Shape, list[Row]], None]]] = {
-    Upsert: PostgresSink._upsert,
-    Update: PostgresSink._update,
-    Append: PostgresSink._append,
-}

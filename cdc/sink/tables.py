@@ -41,7 +41,10 @@ def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadT
     """Compare existing tables with their definitions; give an error for each that differs."""
     found = []
     for table in tables:
-        differences = [*_column_differences(connection, table), *_key_differences(connection, table)]
+        differences = [
+            *_column_differences(connection, table),
+            *_key_differences(connection, table),
+        ]
         if differences:
             found.append(
                 ReadTableMismatch(

@@ -150,7 +150,8 @@ class Writer:
         connection, sink = self._opened()
         if self._identity is None or self._transaction is None:
             raise CheckpointMoved("the writer was never told where it resumes")
-        if self._checkpoint is None or end_lsn > self._checkpoint:
+        forward = self._checkpoint is None or end_lsn > self._checkpoint
+        if forward:
             checkpoints.advance(
                 connection,
                 self._identity,
@@ -161,8 +162,9 @@ class Writer:
         self._transaction.commit()
         self._transaction = None
         self._pieces_applied = False
-        self._committed(end_lsn)
         sink.committed()
+        if forward:
+            self._committed(end_lsn)
 
     def _committed(self, end_lsn: Lsn) -> None:
         self._checkpoint = end_lsn
@@ -183,6 +185,12 @@ class Writer:
             while self._not_durable and self._not_durable[0][1] <= flushed:
                 self._durable, _ = self._not_durable.popleft()
         return self._durable
+
+    def flush(self) -> None:
+        """Make the commits so far durable; raise ReadUnavailable."""
+        if self._not_durable and self._sink is not None and self._transaction is None:
+            with translated():
+                self._sink.flush()
 
     def _opened(self) -> tuple[sa.Connection, PostgresSink]:
         if self._connection is None or self._sink is None:

@@ -122,6 +122,7 @@ def describe(connection: Connection, wanted: Iterable[TableName]) -> Schema:
     Raise a SourceError.
     """
     types = read_types(connection)
+    cursor: Any
     with translated(), connection.cursor(row_factory=namedtuple_row) as cursor:
         names = _resolve(cursor, list(wanted))
         parameters = {"schemas": [n.schema for n in names], "tables": [n.table for n in names]}

@@ -77,21 +77,20 @@ def source_error(error: psycopg.Error) -> CdcError:
     return SourceError(f"{message} ({state})")
 
 
+_ALLOW: Final = (
+    "for a plugin that may not be used: alter system set output_plugin_libraries = pgoutput, "
+    "test_decoding, wal2json; select pg_reload_conf(); else grant what the message names"
+)
+_INSTALL: Final = (
+    "install wal2json on the write database's server (Debian: postgresql-NN-wal2json), or set "
+    'plugin = "pgoutput"'
+)
 _BY_SQLSTATE: Final[dict[str, tuple[type[SourceError], str | None]]] = {
     "28000": (SourceRefused, "correct source.dsn or pg_hba.conf"),
     "28P01": (SourceRefused, "correct the password in source.dsn"),
     "55006": (SlotActive, None),
-    "42501": (
-        SourceNotReady,
-        "for a plugin that may not be used, on the write database: alter system set "
-        "output_plugin_libraries = pgoutput, test_decoding, wal2json; select pg_reload_conf(); "
-        "else grant the role what the message names",
-    ),
-    "58P01": (
-        SourceNotReady,
-        "install wal2json on the write database's server (Debian: postgresql-NN-wal2json), "
-        'or set plugin = "pgoutput"',
-    ),
+    "42501": (SourceNotReady, _ALLOW),
+    "58P01": (SourceNotReady, _INSTALL),
     "53400": (
         SourceNotReady,
         "no slot is free: drop one that is not used, or raise max_replication_slots (restart)",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from cdc.change import Deleted, Inserted, Relation, Truncated, updated
+from cdc.change import Column, Deleted, Inserted, Relation, Truncated, updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
@@ -19,6 +19,7 @@ _COMMIT: Final = struct.Struct(">bqqq")
 _INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
 _OID: Final = struct.Struct(">I")
+_IS_KEY: Final = 1
 _KEY, _OLD, _NEW = ord("K"), ord("O"), ord("N")
 _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
 
@@ -31,12 +32,24 @@ class PgOutput:
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
         self._by_oid: dict[int, tuple[Relation, tuple[int, ...] | None]] = {}
+        self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
+            b"I": self._inserted,
+            b"U": self._updated,
+            b"D": self._deleted,
+            b"T": self._truncated,
+            b"R": self._relation,
+            b"B": _begin,
+            b"C": _commit,
+            b"M": _emitted,
+            b"O": _nothing,  # origin
+            b"Y": _nothing,  # type: the catalog tells more
+        }
 
     def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
         """Decode one message. Raise ProtocolError where it is none of pgoutput's."""
         data = bytes(payload)
         try:
-            return _DECODE[data[:1]](self, data)
+            return self._decoders[data[:1]](data)
         except KeyError as error:
             raise ProtocolError(f"pgoutput sent an unknown message or relation: {error}") from None
         except (struct.error, IndexError, ValueError, OverflowError) as error:
@@ -59,12 +72,12 @@ class PgOutput:
             (type_oid,) = _OID.unpack_from(data, position)
             position += 8
             columns.append(self._relations.column(name, type_oid))
-            flagged += [name] if flags & 1 else []
+            flagged += [name] if flags & _IS_KEY else []
         self._by_oid[oid] = self._described(reported, columns, () if full else tuple(flagged))
         return ()
 
     def _described(
-        self, reported: TableName, columns: list, flagged: tuple[str, ...]
+        self, reported: TableName, columns: list[Column], flagged: tuple[str, ...]
     ) -> tuple[Relation, tuple[int, ...] | None]:
         """Give the relation, and which sent columns it keeps where it does not keep all."""
         known = self._relations.known(reported)
@@ -140,39 +153,27 @@ def _string(data: bytes, position: int) -> tuple[str, int]:
     return data[position:end].decode(), end + 1
 
 
-def _begin(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+def _begin(data: bytes) -> Sequence[Message]:
     commit_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
-    return (Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), _EPOCH + timedelta(microseconds=microseconds)),)
+    return (
+        Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), _EPOCH + timedelta(microseconds=microseconds)),
+    )
 
 
-def _commit(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+def _commit(data: bytes) -> Sequence[Message]:
     _, commit_lsn, end_lsn, _ = _COMMIT.unpack_from(data, 1)
     return (Commit(Lsn(commit_lsn), Lsn(end_lsn)),)
 
 
-def _emitted(_decoder: PgOutput, data: bytes) -> Sequence[Message]:
+def _emitted(data: bytes) -> Sequence[Message]:
     prefix, position = _string(data, 10)
     (length,) = _INT32.unpack_from(data, position)
     content = data[position + 4 : position + 4 + length]
     return (Emitted(prefix, content.decode(errors="replace")),)
 
 
-def _nothing(_decoder: PgOutput, _data: bytes) -> Sequence[Message]:
+def _nothing(_data: bytes) -> Sequence[Message]:
     return ()
-
-
-_DECODE: Final[dict[bytes, Callable[[PgOutput, bytes], Sequence[Message]]]] = {
-    b"I": PgOutput._inserted,
-    b"U": PgOutput._updated,
-    b"D": PgOutput._deleted,
-    b"T": PgOutput._truncated,
-    b"R": PgOutput._relation,
-    b"B": _begin,
-    b"C": _commit,
-    b"M": _emitted,
-    b"O": _nothing,  # origin
-    b"Y": _nothing,  # type: the catalog tells more
-}
 
 
 def options(publications: Iterable[str]) -> dict[str, str]:

@@ -63,7 +63,9 @@ def _difference(
         ]
     if published == set(tables):
         return []
-    return [sql.SQL("alter publication {} set table {}").format(sql.Identifier(name), _listed(tables))]
+    return [
+        sql.SQL("alter publication {} set table {}").format(sql.Identifier(name), _listed(tables))
+    ]
 
 
 def _listed(tables: list[TableName]) -> sql.Composed:
@@ -83,10 +85,13 @@ def publish(connection: Connection, publications: Wanted) -> None:
             ) from None
 
 
-def drop_publications(connection: Connection, publication: str) -> None:
-    """Drop both publications; raise a SourceError."""
-    for name in (publication, f"{publication}_insert"):
-        with translated():
-            connection.execute(
-                sql.SQL("drop publication if exists {}").format(sql.Identifier(name))
-            )
+def drop_publications(connection: Connection, publication: str) -> list[str]:
+    """Drop both publications, where they exist; name them. Raise a SourceError."""
+    names = [publication, f"{publication}_insert"]
+    with translated():
+        rows = connection.execute(
+            "select pubname from pg_publication where pubname = any(%s)", [names]
+        ).fetchall()
+        for (name,) in rows:
+            connection.execute(sql.SQL("drop publication {}").format(sql.Identifier(name)))
+    return [name for (name,) in rows]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
@@ -72,6 +73,21 @@ def create_slot(replication: Connection, slot: str, plugin: str) -> Lsn:
         row = replication.execute(statement).fetchone()
     assert row is not None  # noqa: S101  it answers with one row
     return Lsn.parse(row[1])
+
+
+def try_plugin(replication: Connection, plugin: str, *, milliseconds: int) -> None:
+    """Try to decode with the plugin, by a slot that goes with the connection.
+
+    Raise a SourceError where the plugin or a slot is not to be had. Transactions that are
+    writing are waited for that long, and no longer: by then the plugin has been loaded.
+    """
+    statement = sql.SQL("CREATE_REPLICATION_SLOT cdc_check TEMPORARY LOGICAL {} NOEXPORT_SNAPSHOT")
+    with translated():
+        replication.execute(f"set lock_timeout = {milliseconds}")
+        try:
+            replication.execute(statement.format(sql.Identifier(plugin)))
+        except psycopg.errors.LockNotAvailable:
+            return
 
 
 def drop_slot(connection: Connection, slot: str) -> None:

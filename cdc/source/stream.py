@@ -9,6 +9,7 @@ import select
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -21,6 +22,8 @@ from cdc.lsn import Lsn
 from cdc.source.connection import Connection, source_error, translated
 
 _EPOCH_SECONDS: Final = 946_684_800  # 2000-01-01, Postgres's epoch, in Unix time
+_IS_DATA: Final = ord("w")
+_IS_KEEPALIVE: Final = ord("k")
 _DATA_HEADER: Final = struct.Struct(">cqqq")
 _KEEPALIVE: Final = struct.Struct(">cqqb")
 _STATUS: Final = struct.Struct(">cqqqqb")
@@ -51,9 +54,9 @@ def parse(frame: memoryview | bytes) -> Frame:
     """Read one CopyData's content; raise ProtocolError where it is no frame."""
     view = memoryview(frame)
     try:
-        if view[0] == 0x77:  # w
+        if view[0] == _IS_DATA:
             return Data(_DATA_HEADER.unpack_from(view)[1], view[_DATA_HEADER.size :])
-        if view[0] == 0x6B:  # k
+        if view[0] == _IS_KEEPALIVE:
             _, wal_end, _, reply = _KEEPALIVE.unpack_from(view)
             return Keepalive(Lsn(wal_end), bool(reply))
     except (struct.error, IndexError):
@@ -121,8 +124,8 @@ class Stream:
         if notice.severity_nonlocalized == "WARNING" and not state.startswith(_PASSING_WARNINGS):
             self._plugin_warning = notice.message_primary or "a warning without text"
 
-    def frames(self) -> Iterator[Frame]:
-        """Give the frames that have arrived; wait for some until feedback is due.
+    def frames(self, *, seconds: float) -> Iterator[Frame]:
+        """Give the frames that have arrived; wait for some that long, or until feedback is due.
 
         Raise SourceUnavailable where the stream ended, ProtocolError where the plugin warned.
         """
@@ -140,7 +143,7 @@ class Stream:
         if size < 0:
             raise self._ended()
         if not count:
-            self._wait()
+            self._wait(min(seconds, self._until_feedback()))
 
     def _noted(self, frame: Frame) -> Frame:
         position = frame.lsn if isinstance(frame, Data) else frame.wal_end
@@ -162,11 +165,9 @@ class Stream:
             return source_error(psycopg.errors.error_from_result(result))
         return SourceUnavailable("write database: the server ended the stream")
 
-    def _wait(self) -> None:
-        """Sleep until bytes arrive, somebody acknowledges, or feedback is due."""
-        ready, _, _ = select.select(
-            [self._pgconn.socket, self._wake_read], [], [], self._until_feedback()
-        )
+    def _wait(self, seconds: float) -> None:
+        """Sleep until bytes arrive or somebody acknowledges."""
+        ready, _, _ = select.select([self._pgconn.socket, self._wake_read], [], [], seconds)
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         if self._pgconn.socket in ready:
@@ -174,7 +175,9 @@ class Stream:
                 self._pgconn.consume_input()
 
     def _until_feedback(self) -> float:
-        due = _ACKNOWLEDGE_SECONDS if self._acknowledged > self._reported else self._feedback_seconds
+        due = (
+            _ACKNOWLEDGE_SECONDS if self._acknowledged > self._reported else self._feedback_seconds
+        )
         return max(0.0, self._sent_at + due - time.monotonic())
 
     def acknowledge(self, lsn: Lsn) -> None:
@@ -184,10 +187,8 @@ class Stream:
 
     def wake(self) -> None:
         """End a wait in `frames`."""
-        try:
+        with suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_write, b".")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
 
     def feedback(self) -> None:
         """Send the standby status if it is due; raise SourceUnavailable."""
@@ -205,19 +206,15 @@ class Stream:
         caught_up = self._acknowledged >= self._received
         self._send_status(self._acknowledged if caught_up else Lsn(0))
 
-    def _send_status(self, flushed: Lsn, *, ask: bool = False) -> None:
+    def _send_status(self, flushed: Lsn) -> None:
         now = int((time.time() - _EPOCH_SECONDS) * 1_000_000)
         written = max(self._received, flushed)
-        status = _STATUS.pack(b"r", written, flushed, flushed, now, ask)
+        status = _STATUS.pack(b"r", written, flushed, flushed, now, 0)
         with translated():
             self._pgconn.put_copy_data(status)
             self._flush()
         self._sent_at = time.monotonic()
         self._reported = max(self._reported, flushed)
-
-    def ask(self) -> None:
-        """Ask the server for a keepalive now: it tells how far it has sent."""
-        self._send_status(self._acknowledged, ask=True)
 
     def _flush(self) -> None:
         """Send what is buffered; read meanwhile, for the server may be blocked sending to us."""

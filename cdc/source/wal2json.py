@@ -55,6 +55,7 @@ class _RawLine(msgspec.Struct, gc=False):
 
 
 Columns = Sequence[_Column]
+Payload = bytes | memoryview
 _signature: Final = attrgetter("name", "typeoid")
 
 # Numbers keep their digits: a float's literal is kept as text, an integer is exact in Python.
@@ -85,8 +86,17 @@ class Wal2Json:
         self._relations = relations
         self._current: dict[TableName, Relation] = {}
         self._layouts: dict[tuple[Any, ...], _Layout] = {}
+        self._decoders: dict[str, Callable[[_Line, Payload], Message]] = {
+            "I": self._inserted,
+            "U": self._updated,
+            "D": self._deleted,
+            "T": self._truncated,
+            "B": _begin,
+            "C": _commit,
+            "M": _emitted,
+        }
 
-    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
+    def decode(self, payload: Payload) -> Sequence[Message]:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""
         try:
             line = _decode_line(payload)
@@ -98,26 +108,26 @@ class Wal2Json:
                 hint="known causes: a database encoding other than UTF8; a type whose quoted name "
                 'wal2json 2.5 does not escape. plugin = "pgoutput" has neither',
             ) from None
-        decode = _DECODE.get(line.action)
+        decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
-        return (decode(self, line, payload),)
+        return (decode(line, payload),)
 
-    def _inserted(self, line: _Line, payload: bytes | memoryview) -> Message:
+    def _inserted(self, line: _Line, payload: Payload) -> Message:
         relation, values = self._row(line, payload, inserted=True)
         return Inserted(relation, values)
 
-    def _updated(self, line: _Line, payload: bytes | memoryview) -> Message:
+    def _updated(self, line: _Line, payload: Payload) -> Message:
         relation, values = self._row(line, payload)
         key, old = self._identity(relation, line, payload)
         return updated(relation, values, old_key=key, old_values=old)
 
-    def _deleted(self, line: _Line, payload: bytes | memoryview) -> Message:
+    def _deleted(self, line: _Line, payload: Payload) -> Message:
         relation = self._relation(TableName(line.schema, line.table))
         key, old = self._identity(relation, line, payload)
         return Deleted(relation, key, old)
 
-    def _truncated(self, line: _Line, _payload: bytes | memoryview) -> Message:
+    def _truncated(self, line: _Line, _payload: Payload) -> Message:
         return Truncated(self._relation(TableName(line.schema, line.table)))
 
     def _relation(self, reported: TableName) -> Relation:
@@ -127,7 +137,7 @@ class Wal2Json:
         return relation
 
     def _row(
-        self, line: _Line, payload: bytes | memoryview, *, inserted: bool = False
+        self, line: _Line, payload: Payload, *, inserted: bool = False
     ) -> tuple[Relation, tuple[Text, ...]]:
         columns = line.columns
         signature = (line.schema, line.table, inserted, *map(_signature, columns))
@@ -187,7 +197,7 @@ class Wal2Json:
         return known.key
 
     def _identity(
-        self, relation: Relation, line: _Line, payload: bytes | memoryview
+        self, relation: Relation, line: _Line, payload: Payload
     ) -> tuple[tuple[Text, ...], tuple[Text, ...] | None]:
         """Give the old key, and the whole old row where the table has REPLICA IDENTITY FULL."""
         columns = line.identity
@@ -200,7 +210,7 @@ class Wal2Json:
         texts = _texts(columns, layout, payload, part="identity")
         if len(columns) == 1 and relation.key == (columns[0].name,):
             return tuple(texts), None
-        known = {c.name: text for c, text in zip(columns, texts, strict=True)}
+        known: dict[str, Text] = {c.name: text for c, text in zip(columns, texts, strict=True)}
         return _key_and_old(relation, known)
 
 
@@ -225,9 +235,7 @@ def _extended(known: Relation, described: list[Column]) -> list[Column]:
     return [*kept, *by_name.values()]
 
 
-def _texts(
-    columns: Columns, layout: _Layout, payload: bytes | memoryview, *, part: str
-) -> list[str | None]:
+def _texts(columns: Columns, layout: _Layout, payload: Payload, *, part: str) -> list[str | None]:
     """Give the values as the server's text."""
     texts: list[str | None] = [
         value if (value := column.value).__class__ is str else _AS_TEXT[value.__class__](value)
@@ -254,7 +262,7 @@ def _raw_text(raw: bytes, type_oid: int) -> str | None:
     return {b"null": None, b"true": "t", b"false": "f"}.get(raw, raw.decode())
 
 
-def _with_raw_values(payload: bytes | memoryview) -> _Line:
+def _with_raw_values(payload: Payload) -> _Line:
     """Decode a line with a number of more digits than a Python integer is parsed from."""
     try:
         header = msgspec.json.decode(payload, type=_Header)
@@ -281,17 +289,17 @@ def _from_raw(columns: list[_RawColumn]) -> list[_Column]:
     ]
 
 
-def _begin(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+def _begin(line: _Line, _payload: Payload) -> Message:
     if line.xid is None or line.timestamp is None:
         raise ProtocolError("wal2json sent a transaction without xid or timestamp")
     return Begin(line.xid, _lsn(line.lsn), datetime.fromisoformat(line.timestamp))
 
 
-def _commit(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+def _commit(line: _Line, _payload: Payload) -> Message:
     return Commit(_lsn(line.lsn), _lsn(line.nextlsn))
 
 
-def _emitted(_decoder: Wal2Json, line: _Line, _payload: bytes | memoryview) -> Message:
+def _emitted(line: _Line, _payload: Payload) -> Message:
     return Emitted(line.prefix, line.content)
 
 
@@ -300,17 +308,6 @@ def _lsn(text: str) -> Lsn:
         return Lsn.parse(text)
     except ValueError:
         raise ProtocolError("wal2json sent a transaction without LSNs") from None
-
-
-_DECODE: Final[dict[str, Callable[[Wal2Json, _Line, bytes | memoryview], Message]]] = {
-    "I": Wal2Json._inserted,
-    "U": Wal2Json._updated,
-    "D": Wal2Json._deleted,
-    "T": Wal2Json._truncated,
-    "B": _begin,
-    "C": _commit,
-    "M": _emitted,
-}
 
 
 def options(tables: Iterable[TableName]) -> dict[str, str]:
@@ -323,7 +320,9 @@ def options(tables: Iterable[TableName]) -> dict[str, str]:
         "include-types": "0",
         "include-type-oids": "1",
         "add-msg-prefixes": MESSAGE_PREFIX,
-        "add-tables": ",".join(f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables),
+        "add-tables": ",".join(
+            f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables
+        ),
     }
 
 

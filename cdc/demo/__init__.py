@@ -1,0 +1,5 @@
+"""Stub until the demo lands."""
+
+
+def run(*, seconds, postgres, console):
+    raise NotImplementedError

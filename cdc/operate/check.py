@@ -1,0 +1,243 @@
+"""Preflight: everything that would stop the daemon, found before it does."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from psycopg import sql
+
+from cdc.errors import CdcError, SourceError, SourceNotReady
+from cdc.names import TableName
+from cdc.operate import setup
+from cdc.operate.startup import decide
+from cdc.projection.mirror import mirrors
+from cdc.schema import SourceTable
+from cdc.settings import MirrorSettings, Settings
+from cdc.sink import checkpoint, tables
+from cdc.sink import engine as read_database
+from cdc.source import publication, slot
+from cdc.source.catalog import describe
+from cdc.source.connection import Connection, connect, connect_replication, translated
+
+_OLDEST: Final = 14  # pgoutput sends messages since 14
+_SETTINGS: Final = """
+select current_setting('server_version_num')::int, current_setting('wal_level'),
+       current_setting('server_encoding'), current_setting('max_slot_wal_keep_size'),
+       current_setting('wal_sender_timeout')
+"""
+_MAY: Final = sa.text("""
+select has_schema_privilege(current_schema(), 'create') as may_create,
+       has_database_privilege(current_database(), 'temporary') as may_stage,
+       current_schema() as schema, current_user as role, current_database() as database
+""")
+_ATTEMPT_MILLISECONDS: Final = 2000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found: what it is, why it matters, what mends it. `blocks`: it stops the daemon."""
+
+    what: str
+    why: str
+    remedy: str
+    blocks: bool = True
+
+
+Findings = Iterator[Finding]
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Examine both databases, the projectors and the position; give every finding once."""
+    found: list[Finding] = []
+    dsn = settings.source.dsn.get_secret_value()
+    source = _attempt(found, lambda: connect(dsn), why="changes are streamed from it")
+    read = _attempt(found, lambda: _read_connection(settings), why="changes are applied to it")
+    if source is not None:
+        with closing(source):
+            _check_source(found, settings, source, read)
+    if read is not None:
+        read.close()
+    return list(dict.fromkeys(found))
+
+
+def _check_source(
+    found: list[Finding], settings: Settings, source: Connection, read: sa.Connection | None
+) -> None:
+    steps = [
+        lambda: found.extend(_server(settings, source)),
+        lambda: found.extend(_replication(settings, source, read)),
+    ]
+    for step in steps:
+        _attempt(found, step, why="streaming needs it")
+    plan = _attempt(found, lambda: setup.plan(settings, source), why="it cannot be projected")
+    if plan is None:
+        _attempt(found, lambda: found.extend(_each_mirror(settings, source)), why="see above")
+        return
+    _attempt(found, lambda: found.extend(_tables(settings, source, plan)), why="see above")
+    if read is not None:
+        _attempt(found, lambda: found.extend(_read_side(read, plan)), why="it is written to")
+
+
+def _read_connection(settings: Settings) -> sa.Connection:
+    engine = read_database.create_engine(settings.read.url.get_secret_value())
+    return read_database.connect(engine)
+
+
+def _attempt(found: list[Finding], step: Callable[[], T], *, why: str) -> T | None:
+    """Run a step; turn its error into a finding."""
+    try:
+        return step()
+    except CdcError as error:
+        found.append(Finding(str(error), why, error.hint or "see the message"))
+        return None
+
+
+def _server(settings: Settings, source: Connection) -> Findings:
+    with translated():
+        row = source.execute(_SETTINGS).fetchone()
+    assert row is not None  # noqa: S101  a select without from gives one row
+    version, wal_level, encoding, keep, timeout = row
+    if version // 10_000 < _OLDEST:
+        yield Finding(
+            f"the write database is PostgreSQL {version // 10_000}",
+            f"{_OLDEST} is the oldest supported",
+            "upgrade the server",
+        )
+    if wal_level != "logical":
+        yield Finding(
+            f"wal_level is {wal_level}",
+            "logical decoding needs wal_level logical",
+            "alter system set wal_level = logical; then restart the write database",
+        )
+    if encoding != "UTF8" and settings.source.plugin == "wal2json":
+        yield Finding(
+            f"the write database's encoding is {encoding}",
+            "wal2json sends it unconverted, which is no valid JSON",
+            'set source.plugin = "pgoutput"',
+        )
+    if keep == "-1":
+        yield Finding(
+            "max_slot_wal_keep_size is unlimited",
+            "while the daemon is stopped, kept WAL can fill the write database's disk",
+            "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();",
+            blocks=False,
+        )
+    if timeout == "0":
+        yield Finding(
+            "wal_sender_timeout is 0",
+            "the server will not notice a daemon whose host has died, and the slot stays taken",
+            "alter system set wal_sender_timeout = '60s'; select pg_reload_conf();",
+            blocks=False,
+        )
+
+
+def _replication(settings: Settings, source: Connection, read: sa.Connection | None) -> Findings:
+    """Try what streaming needs: a walsender, the plugin, a free slot, a position that fits."""
+    name, plugin = settings.source.slot, settings.source.plugin
+    state = slot.read_slot(source, name)
+    with closing(connect_replication(settings.source.dsn.get_secret_value())) as replication:
+        system = slot.identify(replication)
+        yield from _position(settings, state, system, read=read)
+        try:
+            slot.try_plugin(replication, plugin, milliseconds=_ATTEMPT_MILLISECONDS)
+        except SourceNotReady as error:
+            full = "53400" in str(error)
+            if not (full and state is not None):
+                yield Finding(
+                    str(error), "the slot decodes with it", error.hint or "see the message"
+                )
+        except SourceError as error:
+            yield Finding(str(error), "the slot decodes with it", error.hint or "see the message")
+
+
+def _position(
+    settings: Settings,
+    state: slot.SlotState | None,
+    system: slot.System,
+    *,
+    read: sa.Connection | None,
+) -> Findings:
+    if read is None:
+        return
+    with read_database.translated(), read.begin():
+        stored = checkpoint.load(read, settings.source.slot)
+    try:
+        decide(
+            slot=state,
+            checkpoint=stored,
+            system=system,
+            name=settings.source.slot,
+            plugin=settings.source.plugin,
+        )
+    except CdcError as error:
+        yield Finding(str(error), "starting here would lose changes", error.hint or "")
+
+
+def _each_mirror(settings: Settings, source: Connection) -> Findings:
+    """Look at each mirror alone: the plan stopped at the first that is wrong."""
+    for mirror in settings.projection.mirrors:
+        schema = describe(source, [TableName.parse(mirror.source)])
+        parts = [mirror] if not schema else [_only(mirror, table) for table in schema.values()]
+        for part in parts:
+            try:
+                mirrors([part], schema, hash_key=b"")
+            except CdcError as error:
+                yield Finding(str(error), "it cannot be projected", error.hint or "")
+
+
+def _only(mirror: MirrorSettings, table: SourceTable) -> MirrorSettings:
+    return mirror.model_copy(update={"source": str(table.name), "target": None})
+
+
+def _tables(settings: Settings, source: Connection, plan: setup.Plan) -> Findings:
+    for table in plan.schema.values():
+        generated = [column.name for column in table.columns if column.generated]
+        if generated:
+            yield Finding(
+                f"{table.name} has generated columns: {', '.join(generated)}",
+                "logical decoding does not send them in both plugins; they are left out",
+                "compute them in the read database, or in a projector",
+                blocks=False,
+            )
+    if settings.source.plugin == "pgoutput":
+        wanted = plan.publications(settings.source.publication)
+        for statement in publication.differences(source, wanted):
+            yield _publication_finding(source, statement)
+
+
+def _publication_finding(source: Connection, statement: sql.Composed) -> Finding:
+    return Finding(
+        "the publication does not list the tables yet",
+        "`cdc setup` and the first `cdc run` change it, if the role owns the tables",
+        f"as the tables' owner: {statement.as_string(source)};",
+        blocks=False,
+    )
+
+
+def _read_side(read: sa.Connection, plan: setup.Plan) -> Findings:
+    wanted = [checkpoint.TABLE, *plan.registry.read_tables]
+    with read_database.translated(), read.begin():
+        may = read.execute(_MAY).one()
+        absent = tables.missing(read, wanted)
+        misfits = (
+            tables.misfits(read, [t for t in wanted if t not in absent]) if may.may_stage else []
+        )
+    if absent and not may.may_create:
+        names = ", ".join(table.fullname for table in absent)
+        yield Finding(
+            f"read tables are missing, and {may.role} may not create them: {names}",
+            "rows need a place",
+            f"grant create on schema {may.schema} to {may.role}; or create them by hand",
+        )
+    if not may.may_stage:
+        yield Finding(
+            f"{may.role} may not create temporary tables",
+            "batches are staged in one",
+            f"grant temporary on database {may.database} to {may.role};",
+        )
+    for misfit in misfits:
+        yield Finding(str(misfit), "rows would not fit", misfit.hint or "")

@@ -1,0 +1,74 @@
+"""How the pipeline stands, from the two databases: also while no daemon runs."""
+
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cdc.settings import Settings
+from cdc.sink import checkpoint
+from cdc.sink.engine import connect as connect_read
+from cdc.sink.engine import create_engine, translated
+from cdc.source import slot
+from cdc.source.connection import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the slot and the checkpoint say. Positions as text, sizes in bytes."""
+
+    slot: str
+    slot_exists: bool
+    streaming: bool
+    wal_status: str | None
+    checkpoint_lsn: str | None
+    wal_lsn: str
+    lag_bytes: int | None
+    last_commit_time: str | None
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as JSON's types."""
+        return asdict(self)
+
+
+def read_status(settings: Settings) -> Status:
+    """Ask both databases; raise a SourceError or ReadError."""
+    name = settings.source.slot
+    with closing(connect(settings.source.dsn.get_secret_value())) as source:
+        state, wal = slot.read_slot(source, name), slot.current_lsn(source)
+    stored = _stored(settings)
+    lsn = stored.lsn if stored else None
+    commit_time = stored.commit_time if stored else None
+    return Status(
+        slot=name,
+        slot_exists=state is not None,
+        streaming=state is not None and state.active,
+        wal_status=state.wal_status if state else None,
+        checkpoint_lsn=str(lsn) if lsn is not None else None,
+        wal_lsn=str(wal),
+        lag_bytes=max(0, wal - lsn) if lsn is not None else None,
+        last_commit_time=commit_time.isoformat() if commit_time else None,
+        verdict=_verdict(state, lsn is not None),
+    )
+
+
+def _stored(settings: Settings) -> checkpoint.Checkpoint | None:
+    engine = create_engine(settings.read.url.get_secret_value())
+    with closing(connect_read(engine)) as read, translated():
+        return checkpoint.load(read, settings.source.slot)
+
+
+def _verdict(state: slot.SlotState | None, has_checkpoint: bool) -> str:  # noqa: FBT001
+    match state, has_checkpoint:
+        case None, False:
+            return "not set up: `cdc run` or `cdc setup` begins"
+        case None, True:
+            return "the slot is gone: changes were lost"
+        case slot.SlotState(lost=True), _:
+            return "the slot is lost: changes were lost"
+        case _, False:
+            return "the slot has no checkpoint in this read database"
+        case slot.SlotState(active=True), _:
+            return "streaming"
+        case _:
+            return "stopped: `cdc run` goes on from the checkpoint"
