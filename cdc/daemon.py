@@ -41,6 +41,7 @@ from cdc.source.wal2json import Wal2Json
 
 log = logging.getLogger(__name__)
 
+_PIECE_BYTES: Final = 1024**2
 _SAMPLE_SECONDS: Final = 1.0
 _TARGET_SECONDS: Final = 0.1
 _FIRST_RETRY_SECONDS: Final = 0.2
@@ -224,7 +225,7 @@ class Daemon:
             start=lsn,
             stream=stream,
             decoder=decoder,
-            assembler=Assembler(lsn, piece_bytes=settings.read.batch_bytes // 2),
+            assembler=Assembler(lsn, piece_bytes=_PIECE_BYTES),
             exchange=self._exchange,
             registry=plan.registry,
             writer=self._writer,

@@ -36,7 +36,7 @@ class Exchange:
 
     @property
     def queued_bytes(self) -> int:
-        """What waits to be projected, in bytes on the wire."""
+        """What waits to be projected, in bytes."""
         return self._bytes
 
     def oldest_commit_time(self) -> datetime | None:

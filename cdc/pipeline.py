@@ -23,6 +23,7 @@ from cdc.source.stream import Data, Keepalive, Stream
 
 _IDLE_SECONDS: Final = 1.0
 _OFFER_SECONDS: Final = 1.0
+_OVERHEAD_BYTES: Final = 256  # what a change takes in memory beyond its bytes on the wire
 _FLUSH_SECONDS: Final = 0.2
 
 
@@ -106,7 +107,7 @@ class Pipeline:
         self.exchange.finish()
 
     def _take(self, frame: Data) -> None:
-        size = len(frame.payload)
+        size = len(frame.payload) + _OVERHEAD_BYTES
         for message in self.decoder.decode(frame.payload):
             for transaction in self.assembler.feed(message, size):
                 self._pass_on(transaction)
@@ -154,7 +155,7 @@ class Pipeline:
 
     def _project(self) -> None:
         batch = Batch()
-        while (item := self.exchange.next(holding=batch.holds_something)) or batch.holds_something:
+        while (item := self.exchange.next(holding=batch.can_commit)) or batch.can_commit:
             if isinstance(item, Transaction):
                 batch.add(item, self.registry)
             elif item is not None:

@@ -72,10 +72,9 @@ class Source(Section):
         "holds the insert-only tables.",
     )
     queue_bytes: int = Field(
-        16 * 1024**2,
+        8 * 1024**2,
         ge=64 * 1024,
-        description="How much decoded but unapplied WAL is held in memory, in bytes on the wire, "
-        "before reading pauses.",
+        description="How many bytes of decoded changes may wait in memory before reading pauses.",
     )
 
     @field_validator("dsn")
@@ -100,8 +99,7 @@ class Read(Section):
     batch_bytes: int = Field(
         16 * 1024**2,
         ge=64 * 1024,
-        description="The most change bytes (on the wire) applied in one read-database commit. "
-        "A larger transaction is still applied atomically, in pieces of this size.",
+        description="The most bytes of changes applied in one read-database commit. A larger transaction is still applied atomically, in pieces of this size.",
     )
 
     @field_validator("url")

@@ -167,9 +167,9 @@ class Batch:
         self.end_lsn = max(position, self.end_lsn or position)
 
     @property
-    def holds_something(self) -> bool:
-        """Tell whether there is anything to apply."""
-        return bool(self.transactions) or self.end_lsn is not None
+    def can_commit(self) -> bool:
+        """Tell whether there is something to apply that ends on a commit."""
+        return self.complete and self.end_lsn is not None
 
     @property
     def complete(self) -> bool:
