@@ -14,7 +14,7 @@ from cdc.message import Begin, Commit, Emitted, Message
 class Transaction(Struct, frozen=True):
     """All changes of one commit, in order; or, where `ends` is False, the next piece of them.
 
-    `size` is about what the changes take in memory, in bytes. `end_lsn` is None until the last piece.
+    `size` is about what the changes take in memory, in bytes. Only the last piece has an `end_lsn`.
     """
 
     xid: int
@@ -50,7 +50,7 @@ class Assembler:
         return self._begin is None
 
     def feed(self, message: Message, size: int) -> Iterator[Transaction]:
-        """Take one message of about `size` bytes; give the transaction or piece it completes, if any.
+        """Take one message of about `size` bytes; give what it completes, if anything.
 
         Raise ProtocolError where messages come in an order that no transaction has.
         """

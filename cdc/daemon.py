@@ -72,6 +72,7 @@ class Daemon:
         self._stream: Stream | None = None
         self._session_stop = threading.Event()
         self._interrupts: list[Callable[[], None]] = []
+        self._signalled_once = False
         self._served = threading.Event()
         self._error: BaseException | None = None
         self.stop = threading.Event()
@@ -215,7 +216,10 @@ class Daemon:
     def _pipeline(self, plan: setup.Plan, replication: Connection, lsn: Lsn) -> Pipeline:
         settings = self._settings
         stream = Stream(
-            replication, slot=settings.source.slot, options=plan.plugin_options(settings)
+            replication,
+            slot=settings.source.slot,
+            options=plan.plugin_options(settings),
+            insert_only=plan.insert_only,
         )
         stream.start(lsn)
         self._stream = stream
@@ -275,15 +279,16 @@ class Daemon:
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set():
+        if self._signalled_once:
             os._exit(_EXIT_AT_ONCE)
+        self._signalled_once = True
+        # In a thread: the handler interrupts the main thread, which may hold the event's lock.
         threading.Thread(
             target=self._stop_for, args=(signal.Signals(number).name,), daemon=True
         ).start()
-        self.stop.set()
 
     def _stop_for(self, reason: str) -> None:
-        """Stop taking more. Runs in a thread: a signal handler must not wait for locks."""
+        """Stop taking more, and end every wait."""
         self._metrics.enter(State.STOPPING)
         log.info("stopping", extra={"because": reason})
         self.stop.set()

@@ -13,7 +13,7 @@ CdcError
 │   └── SlotActive                    another session streams from the slot: stand by
 ├── ReadError                     4   the read database
 │   ├── ReadUnavailable               passes by itself: retried for ever
-│   │   └── ReadTransactionLost           inside a large transaction: stream it again
+│   │   └── ReadTransactionLost           with part of the work: stream it again
 │   ├── ReadLocked                    another daemon serves the slot: stand by
 │   ├── ReadRefused                   wrong password, missing right
 │   ├── ReadTableMismatch             a read table that does not fit its definition
@@ -119,7 +119,7 @@ class ReadLocked(ReadError):
 
 
 class ReadTransactionLost(ReadUnavailable):
-    """The connection was lost inside a large transaction: it is streamed again from its start."""
+    """The read database lost what was not on its disk yet: it is streamed again."""
 
 
 class ReadRefused(ReadError):

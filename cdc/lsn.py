@@ -1,8 +1,9 @@
 """A position in the write-ahead log."""
 
+import re
 from typing import Final, Self
 
-_HALF_DIGITS: Final = 8
+_FORM: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
 
 class Lsn(int):
@@ -13,13 +14,11 @@ class Lsn(int):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the `X/X` form; raise ValueError where it is not one."""
-        high, slash, low = text.partition("/")
-        if not slash:
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise ValueError(f"not an LSN: {text!r}")
-        value = (int(high, 16) << 32) | int(low, 16)
-        if len(low) > _HALF_DIGITS or not 0 <= value < 1 << 64:
-            raise ValueError(f"not an LSN: {text!r}")
-        return cls(value)
+        high, low = match.groups()
+        return cls((int(high, 16) << 32) | int(low, 16))
 
     def __str__(self) -> str:
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
 
 _PART = r'"(?:[^"]|"")+"|[^".]+'
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _NAME = re.compile(rf"(?:({_PART})\.)?({_PART})")
 
 
@@ -28,7 +29,14 @@ class TableName(NamedTuple):
 
     def matches(self, pattern: "TableName") -> bool:
         """Tell whether the pattern (`*` and `?` in either part) covers this name."""
-        return fnmatchcase(self.schema, pattern.schema) and fnmatchcase(self.table, pattern.table)
+        # fnmatch knows character classes too, which we do not promise
+        wanted = (part.replace("[", "[[]") for part in pattern)
+        return all(fnmatchcase(part, want) for part, want in zip(self, wanted, strict=True))
+
+    @property
+    def sql(self) -> str:
+        """The name as SQL takes it."""
+        return ".".join(part if _PLAIN.fullmatch(part) else _quoted(part) for part in self)
 
     @property
     def is_pattern(self) -> bool:
@@ -44,5 +52,8 @@ def _unquote(part: str) -> str:
 
 
 def _quote(part: str) -> str:
-    plain = '"' not in part and "." not in part
-    return part if plain else '"{}"'.format(part.replace('"', '""'))
+    return _quoted(part) if '"' in part or "." in part else part
+
+
+def _quoted(part: str) -> str:
+    return '"{}"'.format(part.replace('"', '""'))

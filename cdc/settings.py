@@ -3,6 +3,7 @@
 Every key is also `CDC_<SECTION>__<KEY>` in the environment. Unknown keys are errors.
 """
 
+import json
 import os
 import tomllib
 from difflib import get_close_matches
@@ -21,10 +22,12 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from cdc.errors import SettingError
@@ -32,6 +35,7 @@ from cdc.names import TableName
 
 DEFAULT_PATH = Path("config/cdc.toml")
 _PREFIX = "CDC_"
+_HIGHEST_PORT = 65535
 _PATH_VARIABLE = "CDC_CONFIG"
 
 
@@ -99,7 +103,8 @@ class Read(Section):
     batch_bytes: int = Field(
         16 * 1024**2,
         ge=64 * 1024,
-        description="The most bytes of changes applied in one read-database commit. A larger transaction is still applied atomically, in pieces of this size.",
+        description="The most bytes of changes applied in one read-database commit. A larger "
+        "transaction is still applied atomically, in pieces of this size.",
     )
 
     @field_validator("url")
@@ -107,7 +112,7 @@ class Read(Section):
     def _supported(cls, url: SecretStr) -> SecretStr:
         try:
             backend = sa.make_url(url.get_secret_value()).get_backend_name()
-        except sa.exc.ArgumentError:
+        except (sa.exc.ArgumentError, ValueError):
             raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
         if backend != "postgresql":
             raise ValueError(f"names the dialect {backend}; supported: postgresql")
@@ -159,6 +164,13 @@ class Http(Section):
         description="Address and port; port 0 takes a free one.",
     )
 
+    @field_validator("listen")
+    @classmethod
+    def _is_a_port(cls, listen: str) -> str:
+        if int(listen.rpartition(":")[2]) > _HIGHEST_PORT:
+            raise ValueError(f"names a port above {_HIGHEST_PORT}")
+        return listen
+
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
@@ -205,8 +217,14 @@ def load(path: Path | None = None) -> Settings:
     """Read the file and the environment; raise SettingError naming the key that is wrong."""
     chosen = config_path(path)
     _refuse_unknown_variables()
+    content = _read_file(chosen)
     try:
-        return Settings(**_read_file(chosen))
+        return Settings(**content)
+    except SettingsError as error:
+        raise SettingError(
+            f"the environment sets a variable that is not JSON: {_not_json() or error}",
+            hint='lists and tables in the environment are JSON, such as ["projectors.blog"]',
+        ) from None
     except ValidationError as error:
         raise SettingError(_explain(error, chosen), hint=_hint(error)) from None
 
@@ -225,6 +243,17 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingError(f"{path} is not TOML: {error}") from None
 
 
+def _not_json() -> str | None:
+    """Name the variable of a list or table whose value cannot be read."""
+    for variable, value in os.environ.items():
+        if variable.startswith(_PREFIX) and value.lstrip()[:1] in {"[", "{"}:
+            try:
+                json.loads(value)
+            except ValueError:
+                return variable
+    return None
+
+
 def _refuse_unknown_variables() -> None:
     """Catch `CDC_SORUCE__DSN`, which pydantic-settings would ignore."""
     sections = {name.upper() for name in Settings.model_fields}
@@ -240,7 +269,7 @@ def _refuse_unknown_variables() -> None:
 
 
 def _explain(error: ValidationError, path: Path) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
+    first = _first(error)
     key = _dotted(first["loc"])
     match first["type"]:
         case "extra_forbidden":
@@ -252,8 +281,14 @@ def _explain(error: ValidationError, path: Path) -> str:
             return f"{path}: {key}: {reason}"
 
 
+def _first(error: ValidationError) -> ErrorDetails:
+    """Choose the error to tell: an unknown key explains why another is missing."""
+    errors = error.errors(include_input=False, include_url=False)
+    return next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+
+
 def _hint(error: ValidationError) -> str | None:
-    first = error.errors(include_input=False, include_url=False)[0]
+    first = _first(error)
     loc = first["loc"]
     if first["type"] == "missing":
         variable = _PREFIX + "__".join(str(part).upper() for part in loc)

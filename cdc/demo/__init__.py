@@ -1,5 +1,9 @@
-"""Stub until the demo lands."""
+"""`cdc demo`: two throwaway databases, an application, the daemon, and a verdict.
 
+The daemon here is the installed command, configured by a file as anybody's is; the application
+knows nothing of it. What is shown is read from the daemon's HTTP port, as an operator would.
+"""
 
-def run(*, seconds, postgres, console):
-    raise NotImplementedError
+from cdc.demo.play import Postgres, run
+
+__all__ = ["Postgres", "run"]

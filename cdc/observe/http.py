@@ -14,6 +14,7 @@ from cdc.errors import PortTaken
 
 _JSON: Final = "application/json"
 _TIMEOUT_SECONDS: Final = 10
+_POLL_SECONDS: Final = 0.05  # how soon a stop is noticed
 
 Answer = tuple[HTTPStatus, str, bytes]
 
@@ -79,7 +80,9 @@ class HttpServer:
                 "or CDC_HTTP__LISTEN",
             ) from None
         self._server.routes = routes
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="http", daemon=True
+        )
 
     @property
     def address(self) -> tuple[str, int]:

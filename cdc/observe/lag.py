@@ -20,7 +20,7 @@ class Lag:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._samples: deque[tuple[float, Lsn]] = deque(maxlen=_KEPT)
+        self._samples: deque[tuple[float, Lsn]] = deque()
         self._wal = Lsn(0)
         self._checkpoint = Lsn(0)
         self._oldest_pending: float | None = None
@@ -31,6 +31,8 @@ class Lag:
             if wal > self._wal:
                 self._wal = wal
                 self._samples.append((now, wal))
+                if len(self._samples) > _KEPT:  # thinned out, for the oldest must stay
+                    self._samples = deque(list(self._samples)[::2])
             self._forget()
 
     def pending(self, commit_time: float | None) -> None:

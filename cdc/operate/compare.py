@@ -6,18 +6,30 @@ shaped like the read tables. Both sides are then values of the same types in the
 which compares them. No row leaves it: only counts and keys do.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import batched, chain
+from itertools import islice
 from typing import Any, Final, Literal
 
+import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.schema import CreateTable
 
 from cdc.change import Inserted, Relation
-from cdc.errors import CdcError, ProjectionError
-from cdc.operation import Append, Operation, Truncate, Update, key_columns, shape_of
+from cdc.errors import ProjectionError
+from cdc.operation import (
+    Delete,
+    Operation,
+    Shape,
+    Truncate,
+    Update,
+    Upsert,
+    key_columns,
+    shape_of,
+)
 from cdc.projection.batch import NetEffect
 from cdc.projection.project import describe
 from cdc.projection.projector import Projector
@@ -27,29 +39,29 @@ from cdc.sink.engine import translated as read_translated
 from cdc.sink.postgres import PostgresSink
 from cdc.source.connection import Connection, translated
 from cdc.source.relations import Relations
+from cdc.values import Text
 
 Verdict = Literal["missing", "extra", "different"]
-VERDICTS: Final[tuple[Verdict, ...]] = ("missing", "extra", "different")
+Key = tuple[str | None, ...]
 
+_VERDICTS: Final[tuple[Verdict, ...]] = ("missing", "extra", "different")
 _CHUNK: Final = 5_000
-# The stream ignores row-level security; a comparison that obeyed it would call rows extra.
-_SOURCE_SESSION: Final = (
-    "set transaction isolation level repeatable read, read only",
-    "set local row_security = off",
-)
+_SNAPSHOT: Final = "repeatable read"
+# The stream knows no row-level security: a comparison that obeyed it would call rows extra.
+_ALL_ROWS: Final = "set local row_security = off"
 # The sink's session steers away from reading whole tables, which is all that is done here.
-_READ_SESSION: Final = sa.text("""
+_WHOLE_TABLES: Final = """
 select set_config(name, 'on', true)
 from unnest(array['enable_hashjoin', 'enable_mergejoin', 'enable_seqscan']) as name
-""")
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class TableComparison:
     """How the rows of one read table compare with what the projectors make of the source.
 
-    `keys` holds the first few keys of each verdict, as text, in the order of `key_columns`.
-    `skipped` says why a table was not compared; then all counts are zero.
+    `rows` counts the keys on either side. `keys` holds the first few keys of each verdict, as
+    text, in the order of `key_columns`. `skipped` says why a table was not compared.
     """
 
     table: str
@@ -58,12 +70,12 @@ class TableComparison:
     missing: int = 0
     extra: int = 0
     different: int = 0
-    keys: dict[Verdict, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    keys: dict[Verdict, tuple[Key, ...]] = field(default_factory=dict)
     skipped: str | None = None
 
     @property
     def equal(self) -> bool:
-        """Tell whether nothing differs."""
+        """Tell whether no difference was found."""
         return not (self.missing or self.extra or self.different)
 
 
@@ -72,19 +84,199 @@ def compare(
 ) -> list[TableComparison]:
     """Compare every read table of the registry; name up to `keys` keys for each verdict.
 
-    Both databases are read as of one moment each: the result means something when the daemon has
-    caught up and nothing writes in between. `source` is in autocommit mode; `read` is a connection
-    of its own, outside a transaction. Nothing is changed. Raise a CdcError.
+    Each database is read as of one moment: the result means something where the daemon has caught
+    up and nothing was written in between, and where projectors do not depend on the order of
+    changes. Columns that no projector names are not compared, nor are tables without a key.
+
+    `source` is in autocommit mode; `read` is outside a transaction and serves nothing else.
+    Nothing is changed. Raise a CdcError.
     """
-    with read_translated(), _rolled_back(read):
-        read.execute(_READ_SESSION)
-        expectation = _Expectation(registry, read)
-        with translated(), _snapshot(source):
-            for relations in (Relations(schema),):
-                rows = (
-                    (relation, row)
-                    for name in registry.sources
-                    for relation, row in _rows(source, schema[name], relations.known(name))
-                )
-                del rows
-        return [expectation.compare(table, keys) for table in registry.read_tables]
+    with _rolled_back(read), _snapshot(source):
+        expected = _Expected(read, registry.read_tables)
+        expected.write(_operations(registry, schema, source), updates=False)
+        if expected.updates_postponed:
+            expected.write(_operations(registry, schema, source), updates=True)
+        return [expected.compared(table, keys) for table in registry.read_tables]
+
+
+@contextmanager
+def _rolled_back(read: sa.Connection) -> Iterator[None]:
+    with read_translated(), read.begin() as transaction:
+        read.execute(sa.text(f"set transaction isolation level {_SNAPSHOT}"))
+        read.execute(sa.text(_WHOLE_TABLES))
+        yield
+        transaction.rollback()
+
+
+@contextmanager
+def _snapshot(source: Connection) -> Iterator[None]:
+    with translated():
+        source.execute(f"begin isolation level {_SNAPSHOT}, read only")
+        source.execute(_ALL_ROWS)
+    try:
+        yield
+    finally:
+        with suppress(psycopg.Error):
+            source.rollback()
+
+
+def _operations(registry: Registry, schema: Schema, source: Connection) -> Iterator[Operation]:
+    """Project every row of every source table."""
+    relations = Relations(schema)
+    for name in registry.sources:
+        relation = relations.known(name)
+        for values in _rows(source, schema[name], relation):
+            change = Inserted(relation, values)
+            for projector in registry.of(name):
+                yield from _projected(projector, change)
+
+
+def _rows(source: Connection, table: SourceTable, relation: Relation) -> Iterator[tuple[Text, ...]]:
+    """Read a table's rows as the text the stream brings.
+
+    COPY prints with the types' output functions, as the plugins do. A cast to text does not: it
+    spells booleans out, strips char(n) and adds a netmask to inet.
+    """
+    statement = sql.SQL("copy (select {} from {} {}) to stdout").format(
+        sql.SQL(", ").join(map(sql.Identifier, relation.names)),
+        sql.SQL("" if table.partitioned else "only"),
+        sql.Identifier(*table.name),
+    )
+    with translated(), source.cursor() as cursor, cursor.copy(statement) as copy:
+        yield from copy.rows()
+
+
+def _projected(projector: Projector, change: Inserted) -> list[Operation]:
+    try:
+        return list(projector.operations(change))
+    except Exception as error:  # noqa: BLE001  a projector may raise anything
+        # Another exception's message may hold values of the row: only its type is told.
+        ours = isinstance(error, ProjectionError)
+        cause = str(error) if ours else type(error).__name__
+        raise ProjectionError(
+            f"projector {projector.name} failed on {describe(change)}: {cause}",
+            hint="mend the projector, and compare again",
+        ) from None
+
+
+class _Expected:
+    """What the read tables should hold, in temporary tables that go with the transaction."""
+
+    def __init__(self, read: sa.Connection, tables: list[sa.Table]) -> None:
+        self.updates_postponed = False
+        self._read = read
+        self._sink = PostgresSink(read)
+        self._written: dict[sa.Table, set[Shape]] = defaultdict(set)
+        self._tables: dict[sa.Table, sa.Table] = {}
+        keyed = [table for table in tables if key_columns(table)]
+        for number, table in enumerate(keyed):
+            self._tables[table] = _created_like(table, f"cdc_expected_{number}", read)
+
+    def write(self, operations: Iterator[Operation], *, updates: bool) -> None:
+        """Write what the operations make, or what their updates make of rows already there.
+
+        An Update touches a row that another source table's rows may still bring: it comes after.
+        """
+        chosen = (op for op in operations if self._is_due(op, updates=updates))
+        while chunk := list(islice(chosen, _CHUNK)):
+            effect = NetEffect()
+            for operation in chunk:
+                effect.add(self._redirected(operation))
+            for segment in effect.segments:
+                self._sink.apply(segment)
+
+    def _is_due(self, operation: Operation, *, updates: bool) -> bool:
+        if isinstance(operation, Update):
+            self.updates_postponed = True
+        due = isinstance(operation, Update) if updates else not isinstance(operation, Update)
+        return due and _table(operation) in self._tables
+
+    def _redirected(self, operation: Operation) -> Operation:
+        """Give the same operation on the temporary table."""
+        mine = self._tables[_table(operation)]
+        match operation:
+            case Upsert() | Update() | Delete():
+                self._written[operation.shape.table].add(operation.shape)
+                shape = shape_of(mine, operation.shape.columns, text=operation.shape.text)
+                return type(operation).of(shape, operation.values)
+            case _:
+                return Truncate(mine)
+
+    def compared(self, table: sa.Table, keys: int) -> TableComparison:
+        """Compare a read table with what was written in its stead."""
+        if table not in self._tables:
+            return TableComparison(table.fullname, (), skipped="insert-only: it has no key")
+        rows = self._verdicts(table)
+        verdict = rows.c.verdict
+        counts = {
+            row.verdict: row.rows
+            for row in self._read.execute(
+                sa.select(verdict, sa.func.count().label("rows")).group_by(verdict)
+            )
+        }
+        found = [name for name in _VERDICTS if name in counts]
+        return TableComparison(
+            table.fullname,
+            key_columns(table),
+            rows=sum(counts.values()),
+            **{name: counts[name] for name in found},
+            keys={name: self._first_keys(rows, name, limit=keys) for name in found},
+        )
+
+    def _verdicts(self, table: sa.Table) -> sa.Subquery:
+        """Select a verdict (NULL: equal) and the key of each row that either side has."""
+        mine = self._tables[table].alias("expected")
+        theirs = _named_like(mine, table).alias("actual")
+        on = sa.and_(*(mine.c[name] == theirs.c[name] for name in key_columns(table)))
+        columns = {name for shape in self._written[table] for name in shape.columns}
+        differs = [
+            sa.cast(mine.c[name], sa.Text).is_distinct_from(sa.cast(theirs.c[name], sa.Text))
+            for name in sorted(columns)
+        ]
+        verdict = sa.case(
+            (sa.literal_column("actual.ctid").is_(None), "missing"),
+            (sa.literal_column("expected.ctid").is_(None), "extra"),
+            (sa.or_(sa.false(), *differs), "different"),
+        )
+        key = [
+            sa.func.coalesce(mine.c[name], theirs.c[name]).label(f"key_{position}")
+            for position, name in enumerate(key_columns(table))
+        ]
+        return (
+            sa.select(verdict.label("verdict"), *key)
+            .select_from(mine.join(theirs, on, full=True))
+            .subquery()
+        )
+
+    def _first_keys(self, rows: sa.Subquery, verdict: Verdict, *, limit: int) -> tuple[Key, ...]:
+        key = [column for column in rows.c if column.name != "verdict"]
+        statement = (
+            sa.select(*(sa.cast(column, sa.Text) for column in key))
+            .where(rows.c.verdict == verdict)
+            .order_by(*key)
+            .limit(limit)
+        )
+        return tuple(tuple(row) for row in self._read.execute(statement))
+
+
+def _table(operation: Operation) -> sa.Table:
+    return operation.table if isinstance(operation, Truncate) else operation.shape.table
+
+
+def _created_like(table: sa.Table, name: str, read: sa.Connection) -> sa.Table:
+    """Create a temporary table with the columns and key of a read table, and nothing more."""
+    columns: list[sa.Column[Any]] = [
+        sa.Column(c.name, c.type, primary_key=c.primary_key, autoincrement=False)
+        for c in table.columns
+        if c.computed is None
+    ]
+    created = sa.Table(name, sa.MetaData(), *columns, prefixes=["temporary"])
+    read.execute(CreateTable(created))
+    return created
+
+
+def _named_like(columns: sa.FromClause, table: sa.Table) -> sa.TableClause:
+    """Name a table's columns as the other's are: by their name, not by an attribute's."""
+    return sa.table(
+        table.name, *(sa.column(c.name, c.type) for c in columns.columns), schema=table.schema
+    )

@@ -89,7 +89,7 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
                 raise RegistryError(
                     f"projector {function.name} wants {name}, which has no usable key "
                     f"(replica identity {schema[name].identity})",
-                    hint=f"alter table {name} add primary key (...), or replica identity using "
+                    hint=f"alter table {name.sql} add primary key (...), or replica identity using "
                     "index ...",
                 )
 

@@ -4,6 +4,7 @@ from enum import Enum, auto
 
 from cdc.errors import (
     ChangesConsumedElsewhere,
+    SlotActive,
     SlotLost,
     SlotMismatch,
     SlotMissing,
@@ -48,8 +49,9 @@ def decide(
     _require_same_source(checkpoint, system, plugin=plugin)
     if checkpoint.lsn is None:
         return _after_an_intent(slot, system, name=name, plugin=plugin)
-    _require_usable(slot, system, name=name, plugin=plugin)
-    _require_position(checkpoint.lsn, slot, system)
+    _require_reached(checkpoint.lsn, system)
+    usable = _require_usable(slot, system, name=name, plugin=plugin)
+    _require_unconsumed(checkpoint.lsn, usable)
     return Start.STREAM
 
 
@@ -57,8 +59,10 @@ def _after_an_intent(slot: SlotState | None, system: System, *, name: str, plugi
     """Go on after being killed between noting that the slot would be made and its position."""
     if slot is None:
         return Start.CREATE_SLOT
+    if slot.confirmed_flush is None:
+        raise SlotActive(f"slot {name} is still being created, by process {slot.active_pid}")
     _require_usable(slot, system, name=name, plugin=plugin)
-    return Start.ADOPT_SLOT if slot.confirmed_flush is not None else Start.CREATE_SLOT
+    return Start.ADOPT_SLOT
 
 
 def _require_same_source(checkpoint: Checkpoint, system: System, *, plugin: str) -> None:
@@ -85,7 +89,7 @@ def _require_same_source(checkpoint: Checkpoint, system: System, *, plugin: str)
         )
 
 
-def _require_usable(slot: SlotState | None, system: System, *, name: str, plugin: str) -> None:
+def _require_usable(slot: SlotState | None, system: System, *, name: str, plugin: str) -> SlotState:
     if slot is None:
         raise SlotMissing(
             f"the read database has a checkpoint for slot {name}, but the slot is gone",
@@ -103,16 +107,20 @@ def _require_usable(slot: SlotState | None, system: System, *, name: str, plugin
             f"{plugin} in {system.database}",
             hint="correct source.plugin or source.dsn, or choose another source.slot",
         )
+    return slot
 
 
-def _require_position(lsn: Lsn, slot: SlotState | None, system: System) -> None:
+def _require_reached(lsn: Lsn, system: System) -> None:
     if lsn > system.wal_lsn:
         raise SourceReplaced(
             f"the checkpoint ({lsn}) is ahead of the write database's WAL ({system.wal_lsn}): it "
             "was restored from a backup or replaced",
             hint=_COPY_AGAIN,
         )
-    confirmed = slot.confirmed_flush if slot else None
+
+
+def _require_unconsumed(lsn: Lsn, slot: SlotState) -> None:
+    confirmed = slot.confirmed_flush
     if confirmed is not None and lsn < confirmed:
         raise ChangesConsumedElsewhere(
             f"the slot was consumed to {Lsn(confirmed)}, the checkpoint is at {lsn}",

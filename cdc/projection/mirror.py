@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -162,17 +163,18 @@ def mirrors(settings: Sequence[MirrorSettings], schema: Schema, *, hash_key: byt
     A table named outright wins over a pattern that covers it too. Raise RegistryError for a table
     that does not exist, has no usable key, or whose columns the settings misname.
     """
-    chosen: dict[TableName, MirrorSettings] = {}
-    for mirror in sorted(
-        settings, key=lambda mirror: not TableName.parse(mirror.source).is_pattern
-    ):
-        for table in _covered(mirror, schema):
-            chosen[table.name] = mirror
+    covered = [(mirror, table) for mirror in settings for table in _covered(mirror, schema)]
+    outright = {table.name for mirror, table in covered if not _is_pattern(mirror)}
     metadata = sa.MetaData()
     return [
-        _mirror(chosen[name], schema[name], metadata=metadata, hash_key=hash_key)
-        for name in sorted(chosen)
+        _mirror(mirror, table, metadata=metadata, hash_key=hash_key)
+        for mirror, table in covered
+        if not (_is_pattern(mirror) and table.name in outright)
     ]
+
+
+def _is_pattern(mirror: MirrorSettings) -> bool:
+    return TableName.parse(mirror.source).is_pattern
 
 
 def _covered(mirror: MirrorSettings, schema: Schema) -> list[SourceTable]:
@@ -199,7 +201,8 @@ def _mirror(
     _require_key(settings, source)
     _require_names(settings, source)
     table = _read_table(settings, source, metadata)
-    return Mirror(f"mirror:{source.name}", source.name, table, settings, hash_key)
+    name = f"mirror:{source.name}" + (f">{settings.target}" if settings.target else "")
+    return Mirror(name, source.name, table, settings, hash_key)
 
 
 def _require_key(settings: MirrorSettings, source: SourceTable) -> None:
@@ -209,7 +212,7 @@ def _require_key(settings: MirrorSettings, source: SourceTable) -> None:
         raise RegistryError(
             f"{source.name} has no usable key (replica identity {source.identity}): its updates "
             "and deletes cannot be mirrored",
-            hint=f"give it a primary key, or: alter table {source.name} replica identity using "
+            hint=f"give it a primary key, or: alter table {source.name.sql} replica identity using "
             "index ...; or mirror its inserts alone with `insert_only = true`",
         )
     lost = [name for name in source.key if name in settings.exclude or name in settings.mask]
@@ -234,9 +237,17 @@ def _read_table(settings: MirrorSettings, source: SourceTable, metadata: sa.Meta
             f"two mirrors write the read table {name}; the second is of {source.name}",
             hint="give one of them another `target`",
         )
-    kept = [column for column in source.columns if column.name not in settings.exclude]
+    excluded = settings.exclude | {column.name for column in source.columns if column.generated}
+    kept = [column for column in source.columns if column.name not in excluded]
+    _require_distinct([settings.rename.get(c.name, c.name) for c in kept], source)
     keys = () if settings.insert_only else source.key
     return sa.Table(name, metadata, *(_read_column(column, settings, keys) for column in kept))
+
+
+def _require_distinct(names: list[str], source: SourceTable) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise RegistryError(f'the mirror of {source.name} has two columns named "{name}"')
 
 
 def _read_column(

@@ -83,16 +83,14 @@ class FunctionProjector:
     def _moved(self, change: Updated, old_key: tuple[Any, ...]) -> list[Operation]:
         """Project an update that changed the key.
 
-        What the function would delete for the old key tells which read rows belong to it. Where
-        it deletes and writes one row of the same table, that row moves, so that columns the
-        server did not send stay; otherwise the old rows are deleted and the new ones written.
+        What the function would delete for the old key tells which read rows belong to it: where
+        it deletes and writes as many rows of a table, each moves to its new key, so that columns
+        the server did not send stay. Otherwise old rows are deleted and new ones written.
         """
-        gone = self._checked(
-            self.function(Deleted(change.relation, old_key, change.old_values)),
-        )
+        gone = self._checked(self.function(Deleted(change.relation, old_key, change.old_values)))
         written = self._checked(self.function(change))
-        moves = _moves(gone, written)
-        return [*(moves.get(id(operation), operation) for operation in gone), *written]
+        moved = _moved_instead(gone, written, partial=change.partial)
+        return [*moved, *written]
 
     def _checked(self, returned: Returned) -> list[Operation]:
         if returned is None:
@@ -117,18 +115,29 @@ class FunctionProjector:
             raise ProjectionError(f"wrote to {table.name}, which is not in its `into`")
 
 
-def _moves(gone: list[Operation], written: list[Operation]) -> dict[int, Move]:
-    """Pair each table's one delete with its one write; key by the delete's identity."""
-    moves = {}
-    for delete in gone:
-        if not isinstance(delete, Delete):
-            continue
-        table = delete.shape.table
-        deletes = [other for other in gone if _table(other) is table]
-        writes = [other for other in written if _table(other) is table]
-        if len(deletes) == len(writes) == 1 and isinstance(writes[0], Upsert | Update):
-            moves[id(delete)] = _move(delete, writes[0])
-    return moves
+def _moved_instead(
+    gone: list[Operation], written: list[Operation], *, partial: bool
+) -> list[Operation]:
+    """Turn the deletes into moves, table by table, where they pair with the writes."""
+    kept: list[Operation] = [operation for operation in gone if not isinstance(operation, Delete)]
+    deletes = [operation for operation in gone if isinstance(operation, Delete)]
+    writes = [operation for operation in written if isinstance(operation, Upsert | Update)]
+    for table in dict.fromkeys(delete.shape.table for delete in deletes):
+        old = [delete for delete in deletes if delete.shape.table is table]
+        new = [write for write in writes if write.shape.table is table]
+        if len(old) == len(new):
+            kept += [
+                _move(*pair) for pair in zip(old, new, strict=True) if pair[0].key != pair[1].key
+            ]
+        elif partial and any(isinstance(write, Update) for write in new):
+            raise ProjectionError(
+                f"cannot tell which of {len(old)} rows of {table.name} became which of {len(new)} "
+                "when the key changed, and columns were not sent (unchanged TOAST)",
+                hint="alter table ... replica identity full: then every column is sent",
+            )
+        else:
+            kept += old
+    return kept
 
 
 def _move(delete: Delete, write: Upsert | Update) -> Move:
@@ -143,10 +152,6 @@ def _key_shape(shape: Shape) -> Shape:
 def _key_values(operation: Upsert | Update | Delete, shape: Shape) -> tuple[Any, ...]:
     values = dict(zip(operation.shape.columns, operation.values, strict=True))
     return tuple(values[name] for name in shape.columns)
-
-
-def _table(operation: Operation) -> sa.Table:
-    return operation.table if isinstance(operation, Truncate) else operation.shape.table
 
 
 def without_unchanged(operation: Upsert | Update | Delete) -> Operation:

@@ -23,6 +23,8 @@ INSTALL_HINT = (
 class ServerFailed(CdcError):
     """A throwaway Postgres server could not be found, started or stopped."""
 
+    exit_code = 7
+
 
 @dataclass(frozen=True, slots=True)
 class Installation:

@@ -79,6 +79,8 @@ def _wrapped_error(error: sa.exc.DBAPIError) -> CdcError:
 def read_error(error: psycopg.Error) -> CdcError:
     """Say what an error of the read database means, without values of rows."""
     state = error.sqlstate
+    if state is None and isinstance(error, psycopg.DataError | psycopg.ProgrammingError):
+        return RowsRefused(f"{type(error).__name__}: a value that Postgres cannot be sent")
     if state is None:
         message = f"read database: {one_line(error)}"
         hint = refusal_hint(error, "read.url")

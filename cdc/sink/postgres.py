@@ -14,7 +14,7 @@ from cdc.operation import Append, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.registry import sorted_tables
 from cdc.sink import copy_text
-from cdc.sink.engine import driver_connection
+from cdc.sink.engine import RowsRefused, driver_connection
 
 _FEW: Final = 16
 _LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
@@ -32,8 +32,9 @@ class PostgresSink:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
         self._driver = driver_connection(connection)
-        self._preparer = connection.dialect.identifier_preparer
         self._staging: dict[sa.Table, str] = {}
+        self._stages_made = 0
+        self._new: set[sa.Table] = set()
         self._filled: set[sa.Table] = set()
         self._binds: dict[Shape, Callable[[Row], Row] | None] = {}
         self._writers: dict[type, Callable[[Shape, list[Row]], None]] = {
@@ -74,11 +75,18 @@ class PostgresSink:
     def committed(self) -> None:
         """Note that the transaction is over: the server has emptied the staging tables."""
         self._filled.clear()
+        self._new.clear()
 
     def rolled_back(self) -> None:
-        """Note that staging tables made since the transaction began are gone."""
-        self._staging.clear()
-        self._filled.clear()
+        """Note a rollback to the savepoint: tables made since are gone, others as they were."""
+        for table in self._new:
+            del self._staging[table]
+        self._new.clear()
+        self._filled = set(self._staging)
+
+    def keep(self) -> None:
+        """Note that the savepoint was released: the tables made since stay."""
+        self._new.clear()
 
     def apply(self, segment: Segment) -> None:
         """Write one segment of net effects: children's deletes first, parents' writes first."""
@@ -93,7 +101,7 @@ class PostgresSink:
 
     def _truncate(self, tables: list[sa.Table]) -> None:
         if tables:
-            self._driver.execute("truncate " + ", ".join(map(self._name, tables)))
+            self._run("truncate " + ", ".join(map(self._name, tables)))
 
     def _move(self, table: sa.Table, effects: Effects) -> None:
         """Change keys; a stale row that stands where a row moves to makes way for it."""
@@ -131,9 +139,7 @@ class PostgresSink:
                 )
             else:
                 stage = self._stage(shape, rows)
-                self._driver.execute(
-                    f"delete from {name} t using {stage} s where {self._joined(key)}"
-                )
+                self._run(f"delete from {name} t using {stage} s where {self._joined(key)}")
 
     def _write(self, effects: Effects) -> None:
         by_shape: dict[tuple[type, Shape], list[Row]] = defaultdict(list)
@@ -156,7 +162,7 @@ class PostgresSink:
             )
         else:
             stage = self._stage(shape, rows)
-            self._driver.execute(
+            self._run(
                 f"insert into {target} ({columns}) select {columns} from {stage} "
                 + self._conflict(shape)
             )
@@ -187,7 +193,7 @@ class PostgresSink:
         else:
             stage = self._stage(shape, rows)
             assignments = ", ".join(f"{self._quote(c)} = s.{self._quote(c)}" for c in changed)
-            self._driver.execute(
+            self._run(
                 f"update {target} t set {assignments} from {stage} s where {self._joined(key)}"
             )
 
@@ -213,29 +219,34 @@ class PostgresSink:
         if stage is None:
             stage = self._staging[table] = self._create_stage(table)
         elif table in self._filled:
-            self._driver.execute(f"truncate {stage}")
+            self._run(f"truncate {stage}")
         self._filled.add(table)
         self._copy(stage, shape, rows)
         return stage
 
     def _create_stage(self, table: sa.Table) -> str:
         """Make a table with the target's column types, without its constraints, for the session."""
-        stage = f"pg_temp.cdc_stage_{len(self._staging)}"
+        self._stages_made += 1
+        stage = f"pg_temp.cdc_stage_{self._stages_made}"
+        self._new.add(table)
         columns = ", ".join(self._quote(column.name) for column in table.columns)
-        self._driver.execute(
+        self._run(
             f"create temporary table {stage} on commit delete rows as "
             f"select {columns} from {self._name(table)} with no data"
         )
         return stage
 
     def _copy(self, name: str, shape: Shape, rows: list[Row]) -> None:
-        statement = f"copy {name} ({self._columns(shape)}) from stdin"
+        statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin")
         with self._driver.cursor() as cursor, cursor.copy(statement) as copy:
             if shape.text:
                 copy.write(copy_text.encode(rows))
             else:
                 for row in rows:
                     copy.write_row(self._bound(shape, row))
+
+    def _run(self, statement: str) -> None:
+        self._driver.execute(_plain(statement))
 
     def _bound(self, shape: Shape, row: Row) -> Row:
         """Convert Python values as the columns' SQLAlchemy types say; text is left as it is."""
@@ -251,10 +262,17 @@ class PostgresSink:
         processors = [type_.bind_processor(dialect) for type_ in types]
         if not any(processors):
             return None
-        return lambda row: tuple(
-            value if process is None else process(value)
-            for process, value in zip(processors, row, strict=True)
-        )
+
+        def bind(row: Row) -> Row:
+            try:
+                return tuple(
+                    value if process is None else process(value)
+                    for process, value in zip(processors, row, strict=True)
+                )
+            except Exception as error:  # noqa: BLE001  a type's processor may raise anything
+                raise RowsRefused(f"{type(error).__name__} while binding its values") from None
+
+        return bind
 
     def _where(self, alias: str, columns: Iterable[str]) -> str:
         return " and ".join(f"{alias}.{self._quote(c)} = %s" for c in columns)
@@ -266,11 +284,22 @@ class PostgresSink:
         return ", ".join(map(self._quote, shape.columns))
 
     def _quote(self, name: str) -> str:
-        return self._preparer.quote_identifier(name).replace("%", "%%")
+        """Quote an identifier for a statement with parameters, where % is doubled."""
+        return quoted(name).replace("%", "%%")
 
     def _name(self, table: sa.Table) -> str:
         parts = [table.schema, table.name] if table.schema else [table.name]
         return ".".join(map(self._quote, parts))
+
+
+def quoted(name: str) -> str:
+    """Quote an identifier."""
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def _plain(statement: str) -> str:
+    """Make a statement one without parameters, where % stands for itself."""
+    return statement.replace("%%", "%")
 
 
 def _not_key(shape: Shape) -> list[str]:

@@ -8,6 +8,7 @@ from sqlalchemy.schema import CreateTable
 
 from cdc.errors import ReadTableMismatch
 from cdc.operation import key_columns
+from cdc.sink.postgres import quoted
 
 _COLUMNS: Final = sa.text("""
 select attname, format_type(atttypid, atttypmod) as type_sql,
@@ -60,21 +61,21 @@ def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadT
 
 def _column_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
     """Compare by what the server itself calls the types, so that spelling does not matter."""
-    actual = {row.attname: row for row in _described(connection, _quoted(connection, table))}
+    actual = {row.attname: row for row in _described(connection, _quoted(table))}
     wanted = {row.attname: row.type_sql for row in _as_created(connection, table)}
-    alter = f"alter table {_quoted(connection, table)}"
-    quote = connection.dialect.identifier_preparer.quote
+    alter = f"alter table {_quoted(table)}"
     found = []
     for name, type_sql in wanted.items():
         if name not in actual:
             found.append(
-                (f'column "{name}" is missing', f"{alter} add column {quote(name)} {type_sql}")
+                (f'column "{name}" is missing', f"{alter} add column {quoted(name)} {type_sql}")
             )
         elif actual[name].type_sql != type_sql:
+            change = f"type {type_sql} using {quoted(name)}::{type_sql}"
             found.append(
                 (
                     f'column "{name}" is {actual[name].type_sql}, not {type_sql}',
-                    f"{alter} alter column {quote(name)} type {type_sql}",
+                    f"{alter} alter column {quoted(name)} {change}",
                 )
             )
     for name, row in actual.items():
@@ -82,7 +83,7 @@ def _column_differences(connection: sa.Connection, table: sa.Table) -> list[tupl
             found.append(
                 (
                     f'column "{name}" is not known to the read model, and required',
-                    f"{alter} alter column {quote(name)} drop not null",
+                    f"{alter} alter column {quoted(name)} drop not null",
                 )
             )
     return found
@@ -95,7 +96,7 @@ def _as_created(connection: sa.Connection, table: sa.Table) -> Sequence[Any]:
     scratch = sa.Table(name, sa.MetaData(), *columns, prefixes=["temporary"])
     connection.execute(CreateTable(scratch))
     described = _described(connection, f"pg_temp.{name}")
-    connection.execute(sa.text(f"drop table pg_temp.{name}"))
+    connection.exec_driver_sql(f"drop table pg_temp.{name}")
     return described
 
 
@@ -105,18 +106,17 @@ def _described(connection: sa.Connection, quoted: str) -> Sequence[Any]:
 
 def _key_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
     key = key_columns(table)
-    unique = connection.execute(_UNIQUE_KEYS, {"name": _quoted(connection, table)}).scalars()
+    unique = connection.execute(_UNIQUE_KEYS, {"name": _quoted(table)}).scalars()
     if not key or any(set(columns) == set(key) for columns in unique):
         return []
-    quote = connection.dialect.identifier_preparer.quote
-    columns = ", ".join(quote(name) for name in key)
+    columns = ", ".join(map(quoted, key))
     return [
         (
             f"nothing makes its key ({', '.join(key)}) unique",
-            f"alter table {_quoted(connection, table)} add primary key ({columns})",
+            f"create unique index on {_quoted(table)} ({columns})",
         )
     ]
 
 
-def _quoted(connection: sa.Connection, table: sa.Table) -> str:
-    return str(connection.dialect.identifier_preparer.format_table(table))
+def _quoted(table: sa.Table) -> str:
+    return ".".join(quoted(part) for part in (table.schema, table.name) if part)

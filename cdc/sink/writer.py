@@ -1,11 +1,18 @@
 """Apply batches to the read database: rows and checkpoint in one commit."""
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import sqlalchemy as sa
 
-from cdc.errors import CheckpointMoved, ReadLocked, ReadTransactionLost, WriteRefused
+from cdc.errors import (
+    CheckpointMoved,
+    ReadLocked,
+    ReadTransactionLost,
+    ReadUnavailable,
+    WriteRefused,
+)
 from cdc.lsn import Lsn
 from cdc.operation import Operation, Truncate, key_columns
 from cdc.projection.batch import Batch, NetEffect
@@ -81,8 +88,11 @@ class Writer:
         try:
             with translated():
                 self._write(batch, registry)
-        except Exception:
+        except ReadUnavailable:
             self._lose_connection()
+            raise
+        except Exception:
+            self.close()
             raise
 
     def _is_applied(self, batch: Batch) -> bool:
@@ -94,13 +104,25 @@ class Writer:
         if lsn is not None and lsn == batch.end_lsn and batch.complete:
             self._committed(lsn)
             return True
+        if self._lost_commits(lsn):
+            raise ReadTransactionLost("the read database crashed and lost its last commits")
         if lsn != self._checkpoint:
             raise CheckpointMoved(
                 f"the checkpoint of slot {self._slot} is at {lsn}, and was at {self._checkpoint}: "
-                "another daemon wrote, or the read database lost its last commits",
+                "another daemon wrote, or the read database was restored",
                 hint="start again: the start-up checks decide where to go on",
             )
         return False
+
+    def _lost_commits(self, stored: Lsn | None) -> bool:
+        """Tell whether commits are gone that had not reached the read database's disk.
+
+        Nothing of them was acknowledged: they can be streamed again from the checkpoint stored.
+        """
+        durable, last = self._durable, self._checkpoint
+        if stored is None or durable is None or last is None:
+            return False
+        return durable <= stored < last
 
     def _lose_connection(self) -> None:
         lost_pieces = self._pieces_applied
@@ -133,18 +155,23 @@ class Writer:
             self._apply_in_order(batch, registry)
         else:
             savepoint.commit()
+            sink.keep()
 
     def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
         _, sink = self._opened()
         for transaction in batch.transactions:
-            for projector, operation in project(transaction, registry):
+            for projector, operations in _steps(project(transaction, registry)):
                 alone = NetEffect()
-                alone.add(operation)
+                for part in operations:
+                    alone.add(part)
                 try:
                     with translated():
-                        sink.apply(alone.segments[0])
+                        for segment in alone.segments:
+                            sink.apply(segment)
                 except RowsRefused as error:
-                    raise _refused(error, projector, operation, transaction.commit_lsn) from None
+                    raise _refused(
+                        error, projector, operations[-1], transaction.commit_lsn
+                    ) from None
 
     def _commit(self, batch: Batch, end_lsn: Lsn) -> None:
         connection, sink = self._opened()
@@ -198,6 +225,26 @@ class Writer:
         assert self._connection is not None  # noqa: S101  open() sets both or raises
         assert self._sink is not None  # noqa: S101
         return self._connection, self._sink
+
+
+def _steps(
+    operations: Iterable[tuple[Projector, Operation]],
+) -> Iterator[tuple[Projector, list[Operation]]]:
+    """Give each operation alone, but truncates in a row together.
+
+    Tables that reference one another can only be truncated by one statement.
+    """
+    truncates: list[Operation] = []
+    for projector, operation in operations:
+        if isinstance(operation, Truncate):
+            truncates.append(operation)
+            continue
+        if truncates:
+            yield projector, truncates
+            truncates = []
+        yield projector, [operation]
+    if truncates:
+        yield projector, truncates
 
 
 def _refused(

@@ -8,7 +8,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -19,6 +19,7 @@ from psycopg.pq import ExecStatus
 
 from cdc.errors import ProtocolError, SourceUnavailable
 from cdc.lsn import Lsn
+from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
 
 _EPOCH_SECONDS: Final = 946_684_800  # 2000-01-01, Postgres's epoch, in Unix time
@@ -72,7 +73,15 @@ def _quoted(value: str) -> sql.SQL:
 class Stream:
     """A started replication stream. One thread reads; any thread may acknowledge."""
 
-    def __init__(self, connection: Connection, *, slot: str, options: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        slot: str,
+        options: Mapping[str, str],
+        insert_only: Iterable[TableName] = (),
+    ) -> None:
+        """Take a walsender's connection; `insert_only` tables may have changes left out."""
         self._connection = connection
         self._pgconn = connection.pgconn
         self._slot = slot
@@ -83,6 +92,7 @@ class Stream:
         self._sent_at = 0.0
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._plugin_warning: str | None = None
+        self._expected_endings = tuple(f'table "{n.schema}"."{n.table}"' for n in insert_only)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     @property
@@ -119,10 +129,16 @@ class Stream:
         )
 
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Keep a plugin's WARNING: it means that rows were left out."""
-        state = notice.sqlstate or ""
-        if notice.severity_nonlocalized == "WARNING" and not state.startswith(_PASSING_WARNINGS):
-            self._plugin_warning = notice.message_primary or "a warning without text"
+        """Keep a plugin's WARNING: it means that rows were left out.
+
+        wal2json warns of updates and deletes without a key ("no tuple identifier for UPDATE in
+        table ..."): of insert-only tables nobody wants them.
+        """
+        text = notice.message_primary or "a warning without text"
+        passing = (notice.sqlstate or "").startswith(_PASSING_WARNINGS)
+        expected = bool(self._expected_endings) and text.endswith(self._expected_endings)
+        if notice.severity_nonlocalized == "WARNING" and not passing and not expected:
+            self._plugin_warning = text
 
     def frames(self, *, seconds: float) -> Iterator[Frame]:
         """Give the frames that have arrived; wait for some that long, or until feedback is due.

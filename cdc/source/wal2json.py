@@ -86,7 +86,8 @@ class Wal2Json:
         self._relations = relations
         self._current: dict[TableName, Relation] = {}
         self._layouts: dict[tuple[Any, ...], _Layout] = {}
-        self._decoders: dict[str, Callable[[_Line, Payload], Message]] = {
+        self._truncated_at: dict[TableName, str] = {}
+        self._decoders: dict[str, Callable[[_Line, Payload], Message | None]] = {
             "I": self._inserted,
             "U": self._updated,
             "D": self._deleted,
@@ -111,7 +112,8 @@ class Wal2Json:
         decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
-        return (decode(line, payload),)
+        message = decode(line, payload)
+        return () if message is None else (message,)
 
     def _inserted(self, line: _Line, payload: Payload) -> Message:
         relation, values = self._row(line, payload, inserted=True)
@@ -127,8 +129,21 @@ class Wal2Json:
         key, old = self._identity(relation, line, payload)
         return Deleted(relation, key, old)
 
-    def _truncated(self, line: _Line, _payload: Payload) -> Message:
-        return Truncated(self._relation(TableName(line.schema, line.table)))
+    def _truncated(self, line: _Line, _payload: Payload) -> Message | None:
+        """Take a partitioned table's truncate from its own line; its partitions' follow it."""
+        reported = TableName(line.schema, line.table)
+        relation = self._relation(reported)
+        if reported == relation.name:
+            self._truncated_at[reported] = line.lsn
+            return Truncated(relation)
+        if self._truncated_at.get(relation.name) == line.lsn:
+            return None
+        raise ProtocolError(
+            f"partition {reported} of {relation.name} was truncated alone: which read rows go "
+            "cannot be told",
+            hint="copy the table again; or, to pass over it, delete the partition's read rows and "
+            "move on with another slot",
+        )
 
     def _relation(self, reported: TableName) -> Relation:
         relation = self._current.get(reported)

@@ -1,0 +1,227 @@
+"""Whatever is killed when, each transaction takes effect once."""
+
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.acceptance.conftest import Pipeline, until
+
+KILLS = 20
+
+
+def copy_rows(pipeline: Pipeline, *tables: str) -> None:
+    """Bring the rows that are there before streaming begins."""
+    with (
+        psycopg.connect(pipeline.write.dsn(pipeline.name)) as source,
+        psycopg.connect(pipeline.read.dsn(pipeline.name)) as target,
+    ):
+        for table in tables:
+            with (
+                source.cursor().copy(f"copy {table} to stdout") as rows,
+                target.cursor().copy(f"copy {table} from stdin") as into,
+            ):
+                for block in rows:
+                    into.write(block)
+
+
+def pgbench(pipeline: Pipeline, *arguments: str) -> subprocess.Popen[bytes]:
+    tool = pipeline.write.installation.bin / "pgbench"
+    dsn = pipeline.write.dsn(pipeline.name)
+    return subprocess.Popen([tool, *arguments, dsn], stdout=-3, stderr=-3)
+
+
+def test_twenty_kills_at_random_under_pgbench(pipeline):
+    assert pgbench(pipeline, "-i", "-q", "-s", "1").wait() == 0
+    keyed = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers"]
+    pipeline.mirror(*(f"public.{table}" for table in keyed), insert_only="public.pgbench_history")
+    assert pipeline.cdc("setup").returncode == 0
+    copy_rows(pipeline, *keyed)
+    writes = pgbench(pipeline, "-c", "2", "-T", "120", "-n", "-R", "400")
+    moments = random.Random(7)
+    applied_at_kill = set()
+    for _ in range(KILLS):
+        process, before = pipeline.start(), pipeline.checkpoint()
+        until(lambda before=before: pipeline.checkpoint() > before, what="it applies something")
+        time.sleep(moments.uniform(0, 0.4))  # the fault's moment, not a wait for anything
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        applied_at_kill.add(pipeline.checkpoint())
+    writes.terminate()
+    writes.wait()
+    assert len(applied_at_kill) == KILLS
+    done = pipeline.cdc("run", "--until", "now")
+    assert done.returncode == 0, done.stderr
+    for table in [*keyed, "pgbench_history"]:
+        assert pipeline.same(table), table
+    assert pipeline.source("select count(*) from pgbench_history")[0][0] > 1000
+
+
+def test_a_transaction_of_two_million_rows_is_atomic_and_memory_stays_bounded(pipeline):
+    pipeline.source("create table big (id int primary key, a text, b numeric, c timestamptz)")
+    pipeline.mirror("public.big")
+    process = pipeline.start()
+    pipeline.caught_up()
+    pipeline.source(
+        "insert into big select g, 'some text of row ' || g, g * 1.5, now() "
+        "from generate_series(1, 2000000) g"
+    )
+    mark = pipeline.source("select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0]
+    seen = set()
+
+    def applied() -> bool:
+        seen.add(pipeline.target("select count(*) from (select from big limit 1) t")[0][0])
+        return pipeline.checkpoint() >= mark
+
+    until(applied, what="the large transaction is applied", seconds=240)
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert int(peak[1]) < 200 * 1024
+    assert pipeline.target("select count(*) from big") == [(2_000_000,)]
+    assert pipeline.same("big")
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_killed_inside_a_large_transaction_it_is_applied_once(pipeline):
+    pipeline.source("create table big (id int primary key, a text)")
+    pipeline.mirror("public.big")
+    process = pipeline.start()
+    pipeline.caught_up()
+    pipeline.source("insert into big select g, repeat('x', 100) from generate_series(1, 300000) g")
+    until(lambda: writing(pipeline), what="pieces of it are being written")
+    process.kill()
+    process.wait()
+    assert pipeline.target("select count(*) from big") == [(0,)]
+    assert pipeline.cdc("run", "--until", "now").returncode == 0
+    assert pipeline.same("big")
+
+
+def writing(pipeline: Pipeline) -> bool:
+    """Tell whether the daemon's read transaction holds a transaction id: it has written."""
+    return bool(
+        pipeline.target(
+            "select 1 from pg_stat_activity where datname = current_database() "
+            "and application_name = 'cdc' and backend_xid is not null"
+        )
+    )
+
+
+@pytest.mark.parametrize("side", ["read", "write"])
+def test_a_connection_cut_while_writing_loses_nothing(pipeline, side):
+    pipeline.source("create table t (id int primary key, n int)")
+    pipeline.mirror("public.t")
+    process = pipeline.start()
+    pipeline.caught_up()
+    server = pipeline.read if side == "read" else pipeline.write
+    for cut in range(10):
+        pipeline.source(
+            f"insert into t select g, {cut} from generate_series({cut * 5000}, {cut * 5000 + 4999}) g"
+        )
+        server.psql(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'cdc' "
+            f"and datname = '{pipeline.name}'"
+        )
+        pipeline.source(f"update t set n = n + 1 where id % 7 = {cut % 7}")
+    pipeline.caught_up()
+    assert pipeline.same("t")
+    process.terminate()
+    assert process.wait(30) == 0
+    assert "Traceback" not in pipeline.log(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_zero(one_pipeline, number):
+    one_pipeline.source("create table t (id int primary key)")
+    one_pipeline.mirror("public.t")
+    process = one_pipeline.start()
+    one_pipeline.caught_up()
+    one_pipeline.source("insert into t select generate_series(1, 1000)")
+    one_pipeline.caught_up()
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    (confirmed,) = one_pipeline.source(
+        "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots "
+        f"where slot_name = '{one_pipeline.name}'"
+    )[0]
+    assert confirmed == one_pipeline.checkpoint()
+
+
+def test_a_second_signal_exits_at_once(one_pipeline):
+    one_pipeline.source("create table t (id int primary key)")
+    one_pipeline.mirror("public.t")
+    process = one_pipeline.start()
+    one_pipeline.caught_up()
+    with psycopg.connect(one_pipeline.read.dsn(one_pipeline.name)) as reader:
+        reader.execute("lock table t in access exclusive mode")
+        one_pipeline.source("insert into t values (1)")
+        until(
+            lambda: one_pipeline.target(
+                "select 1 from pg_stat_activity where wait_event_type = 'Lock' "
+                "and datname = current_database()"
+            ),
+            what="the write waits for the lock",
+        )
+        process.terminate()
+        until(lambda: "stopping" in one_pipeline.log(process), what="it drains")
+        process.terminate()
+        assert process.wait(5) == 130
+    assert one_pipeline.cdc("run", "--until", "now").returncode == 0
+    assert one_pipeline.same("t")
+
+
+def test_a_signal_while_the_slot_waits_for_a_transaction_stops_at_once(one_pipeline):
+    one_pipeline.source("create table t (id int primary key)")
+    one_pipeline.mirror("public.t")
+    with psycopg.connect(one_pipeline.write.dsn(one_pipeline.name)) as writer:
+        writer.execute("insert into t values (1)")
+        process = one_pipeline.start()
+        until(
+            lambda: one_pipeline.source(
+                f"select 1 from pg_replication_slots where slot_name = '{one_pipeline.name}'"
+            ),
+            what="slot creation waits",
+        )
+        process.terminate()
+        assert process.wait(5) == 0
+    one_pipeline.source("insert into t values (2)")
+    assert one_pipeline.cdc("run", "--until", "now").returncode == 0
+    one_pipeline.source("insert into t values (3)")
+    assert one_pipeline.cdc("run", "--until", "now").returncode == 0
+    assert (3,) in one_pipeline.target("select id from t")
+
+
+def test_a_second_daemon_stands_by_and_takes_over(one_pipeline):
+    one_pipeline.source("create table t (id int primary key)")
+    one_pipeline.mirror("public.t")
+    first = one_pipeline.start()
+    one_pipeline.caught_up()
+    second = one_pipeline.start()
+    until(lambda: "standby" in one_pipeline.log(second), what="the second stands by")
+    first.kill()
+    first.wait()
+    one_pipeline.source("insert into t values (1)")
+    one_pipeline.caught_up()
+    assert "streaming" in one_pipeline.log(second)
+    assert one_pipeline.same("t")
+
+
+def test_writes_to_other_tables_move_slot_and_checkpoint(pipeline):
+    pipeline.source("create table t (id int primary key); create table other (id int)")
+    pipeline.mirror("public.t")
+    pipeline.start()
+    pipeline.caught_up()
+    pipeline.source("insert into other select generate_series(1, 1000)")
+    here = pipeline.source("select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0]
+    until(lambda: pipeline.checkpoint() >= here, what="the checkpoint follows")
+    until(
+        lambda: pipeline.source(
+            f"select 1 from pg_replication_slots where slot_name = '{pipeline.name}' "
+            f"and confirmed_flush_lsn - '0/0'::pg_lsn >= {here}"
+        ),
+        what="the slot follows",
+    )
