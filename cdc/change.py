@@ -34,6 +34,14 @@ class Relation:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """The hash, once: relations are looked up for every change."""
+        return hash((self.name, self.columns, self.key))
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
@@ -54,7 +62,7 @@ class Relation:
 
     def key_of(self, values: tuple[Text, ...]) -> tuple[Text, ...]:
         """Pick the key's values out of a whole row's."""
-        return tuple(values[position] for position in self.key_positions)
+        return tuple([values[position] for position in self.key_positions])
 
 
 class Row(Mapping[str, Any]):
@@ -79,7 +87,7 @@ class Row(Mapping[str, Any]):
         column = self.relation.columns[position]
         try:
             return loader(column.decoded_as)(value)
-        except (ValueError, psycopg.DataError):
+        except (ValueError, OverflowError, RecursionError, psycopg.DataError):
             raise ValueUnreadable(
                 f'column "{name}" of {self.relation.name} holds a value that Python\'s own type '
                 f'cannot; read it as text: row.text("{name}")'

@@ -36,6 +36,7 @@ from cdc.names import TableName
 DEFAULT_PATH = Path("config/cdc.toml")
 _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
+_JSON_KEYS = {"projection.modules", "projection.mirrors"}
 _PATH_VARIABLE = "CDC_CONFIG"
 
 
@@ -246,11 +247,12 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _not_json() -> str | None:
     """Name the variable of a list or table whose value cannot be read."""
     for variable, value in os.environ.items():
-        if variable.startswith(_PREFIX) and value.lstrip()[:1] in {"[", "{"}:
+        section, _, key = variable.removeprefix(_PREFIX).lower().partition("__")
+        if variable.startswith(_PREFIX) and f"{section}.{key}" in _JSON_KEYS:
             try:
                 json.loads(value)
             except ValueError:
-                return variable
+                return f"{variable} ({section}.{key})"
     return None
 
 

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cdc.errors import CdcError
 from cdc.servers.process import LAUNCH
 
 _PATIENCE_SECONDS: Final = 30
@@ -17,7 +17,7 @@ _TAIL_LINES: Final = 12
 _NOT_FIELDS: Final = ("time", "level", "logger", "message")
 
 
-class ChildFailed(CdcError):
+class ChildFailed(Exception):
     """A process of the demo ended, or did not do what was asked. `tail` is what it last said."""
 
     def __init__(self, message: str, tail: list[str]) -> None:
@@ -57,10 +57,11 @@ class Child:
         self._process.kill()
         self._process.wait()
 
-    def check(self) -> None:
-        """Raise ChildFailed where it has ended."""
-        if self._process.poll() is not None:
-            raise self._failure(f"ended with exit code {self._process.returncode}")
+    def check(self, *, patience: float = 0.0) -> None:
+        """Raise ChildFailed where it has ended, or does within so many seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+            raise self.failed(self._end)
 
     def stop(self) -> None:
         """Ask it to stop and wait for it; raise ChildFailed where it does not, or complains."""
@@ -72,15 +73,19 @@ class Child:
         try:
             self._process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            raise self._failure(f"did not end within {_PATIENCE_SECONDS} s") from None
+            raise self.failed(f"did not end within {_PATIENCE_SECONDS} s") from None
         if self._process.returncode != 0:
-            raise self._failure(f"ended with exit code {self._process.returncode}")
+            raise self.failed(self._end)
+
+    @property
+    def _end(self) -> str:
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
 
     def failed(self, what: str) -> ChildFailed:
         """Say what it did not do, with the end of its output."""
-        return self._failure(what)
-
-    def _failure(self, what: str) -> ChildFailed:
         return ChildFailed(f"the {self.name} {what}", self.said()[-_TAIL_LINES:])
 
     def said(self) -> list[str]:

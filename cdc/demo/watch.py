@@ -28,6 +28,7 @@ _COUNTERS: Final = (
     "cdc_operations_applied_total",
 )
 _HTTP_SECONDS: Final = 10
+_ENDING_SECONDS: Final = 2.0
 _RATE_SECONDS: Final = 2.0
 
 
@@ -107,7 +108,7 @@ class Watch:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
         except (OSError, HTTPException):
-            self._daemon.check()
+            self._daemon.check(patience=_ENDING_SECONDS)
             raise self._daemon.failed(f"did not answer {path}") from None
         finally:
             connection.close()

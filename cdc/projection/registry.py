@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -13,6 +14,8 @@ from cdc.errors import ConfigurationError, ProjectorImportError, RegistryError
 from cdc.names import TableName
 from cdc.operation import key_columns
 from cdc.projection.projector import FunctionProjector, Projector
+
+RESERVED: Final = "cdc_"
 
 
 class Registry:
@@ -103,6 +106,12 @@ def _require_distinct_tables(projectors: list[Projector]) -> None:
     seen: dict[str, sa.Table] = {}
     for projector in projectors:
         for table in projector.into:
+            if table.name.startswith(RESERVED):
+                raise RegistryError(
+                    f"{projector.name} would write {table.fullname}: names that begin with "
+                    f"{RESERVED} are the daemon's own",
+                    hint="give the mirror a `target`, or the read model another name",
+                )
             if seen.setdefault(table.fullname, table) is not table:
                 raise RegistryError(
                     f"the read table {table.fullname} is defined twice; "

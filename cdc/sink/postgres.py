@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from cdc.operation import Append, Shape, Update, Upsert, key_columns
+from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.registry import sorted_tables
 from cdc.sink import copy_text
@@ -107,21 +107,24 @@ class PostgresSink:
         """Change keys; a stale row that stands where a row moves to makes way for it."""
         if not effects.moves:
             return
-        shape = next(iter(effects.moves.values())).shape
-        name, count = self._name(table), len(shape.columns)
-        old = self._where("t", shape.columns)
-        pairs = [
-            (*self._bound(m.shape, m.values), *self._bound(m.shape, _as_row(m.old_key, count)))
-            for m in effects.moves.values()
-        ]
+        key = key_columns(table)
+        name, count = self._name(table), len(key)
+        old = self._where("t", key)
+        pairs = [self._key_pair(move, count) for move in effects.moves.values()]
         with self._driver.cursor() as cursor:
             cursor.executemany(
                 f"delete from {name} t where {old} and not ({old}) "
                 f"and exists (select from {name} t where {old})",
                 [(*pair, *pair[count:]) for pair in pairs],
             )
-            assignments = ", ".join(f"{self._quote(c)} = %s" for c in shape.columns)
+            assignments = ", ".join(f"{self._quote(c)} = %s" for c in key)
             cursor.executemany(f"update {name} t set {assignments} where {old}", pairs)
+
+    def _key_pair(self, move: Move, count: int) -> Row:
+        """Give the new key and the old one, both in the order of the read table's key."""
+        shape = move.shape.subset(key_columns(move.shape.table))
+        new, old = (_as_row(key, count) for key in (move.key, move.old_key))
+        return (*self._bound(shape, new), *self._bound(shape, old))
 
     def _delete(self, table: sa.Table, effects: Effects) -> None:
         deletes = list(effects.deletes.values())

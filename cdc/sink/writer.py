@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import groupby
 
 import sqlalchemy as sa
 
@@ -234,17 +235,12 @@ def _steps(
 
     Tables that reference one another can only be truncated by one statement.
     """
-    truncates: list[Operation] = []
-    for projector, operation in operations:
-        if isinstance(operation, Truncate):
-            truncates.append(operation)
-            continue
-        if truncates:
-            yield projector, truncates
-            truncates = []
-        yield projector, [operation]
-    if truncates:
-        yield projector, truncates
+    for is_truncate, run in groupby(operations, lambda pair: isinstance(pair[1], Truncate)):
+        if is_truncate:
+            pairs = list(run)
+            yield pairs[-1][0], [operation for _, operation in pairs]
+        else:
+            yield from ((projector, [operation]) for projector, operation in run)
 
 
 def _refused(

@@ -3,9 +3,9 @@
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
-from cdc.change import Column, Deleted, Inserted, Relation, Truncated, updated
+from cdc.change import Column, Deleted, Inserted, Relation, Truncated, Updated, updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
@@ -19,6 +19,8 @@ _COMMIT: Final = struct.Struct(">bqqq")
 _INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
 _OID: Final = struct.Struct(">I")
+_LENGTH: Final = struct.Struct(">I")
+_TYPE: Final = struct.Struct(">Ii")
 _IS_KEY: Final = 1
 _KEY, _OLD, _NEW = ord("K"), ord("O"), ord("N")
 _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
@@ -31,7 +33,7 @@ class PgOutput:
 
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
-        self._by_oid: dict[int, tuple[Relation, tuple[int, ...] | None]] = {}
+        self._by_oid: dict[int, _Described] = {}
         self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
             b"I": self._inserted,
             b"U": self._updated,
@@ -69,8 +71,8 @@ class PgOutput:
         for _ in range(count):
             flags = data[position]
             name, position = _string(data, position + 1)
-            (type_oid,) = _OID.unpack_from(data, position)
-            position += 8
+            type_oid, _typmod = _TYPE.unpack_from(data, position)
+            position += _TYPE.size
             columns.append(self._relations.column(name, type_oid))
             flagged += [name] if flags & _IS_KEY else []
         self._by_oid[oid] = self._described(reported, columns, () if full else tuple(flagged))
@@ -78,8 +80,7 @@ class PgOutput:
 
     def _described(
         self, reported: TableName, columns: list[Column], flagged: tuple[str, ...]
-    ) -> tuple[Relation, tuple[int, ...] | None]:
-        """Give the relation, and which sent columns it keeps where it does not keep all."""
+    ) -> "_Described":
         known = self._relations.known(reported)
         generated = self._relations.generated(reported)
         kept = [i for i, column in enumerate(columns) if column.name not in generated]
@@ -88,54 +89,96 @@ class PgOutput:
         if not set(key) <= names:
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
         relation = Relation(known.name, tuple(columns[i] for i in kept), key)
-        return relation, None if len(kept) == len(columns) else tuple(kept)
+        return _Described(
+            relation, len(columns), None if len(kept) == len(columns) else tuple(kept)
+        )
 
     def _inserted(self, data: bytes) -> Sequence[Message]:
-        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
-        values, _ = _tuple(data, 6, kept)
-        return (Inserted(relation, values),)
+        described = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        values = _short_row(data, described) or _row(data, 5, described, (_NEW,))[0]
+        return (Inserted(described.relation, values),)
 
     def _updated(self, data: bytes) -> Sequence[Message]:
-        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
-        kind, position = data[5], 6
+        described = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        if values := _short_row(data, described):
+            return (Updated(described.relation, values),)
+        position = 5
         key = old = None
-        if kind != _NEW:
-            before, position = _tuple(data, position, kept)
-            key, old = _old(relation, kind, before)
-            position += 1
-        values, _ = _tuple(data, position, kept)
-        return (updated(relation, values, old_key=key, old_values=old),)
+        if data[position] != _NEW:
+            kind = data[position]
+            before, position = _row(data, position, described, (_KEY, _OLD))
+            key, old = _old(described.relation, kind, before)
+        values, _ = _row(data, position, described, (_NEW,))
+        return (updated(described.relation, values, old_key=key, old_values=old),)
 
     def _deleted(self, data: bytes) -> Sequence[Message]:
-        relation, kept = self._by_oid[_OID.unpack_from(data, 1)[0]]
-        before, _ = _tuple(data, 6, kept)
-        return (Deleted(relation, *_old(relation, data[5], before)),)
+        described = self._by_oid[_OID.unpack_from(data, 1)[0]]
+        before, _ = _row(data, 5, described, (_KEY, _OLD))
+        return (Deleted(described.relation, *_old(described.relation, data[5], before)),)
 
     def _truncated(self, data: bytes) -> Sequence[Message]:
         (count,) = _INT32.unpack_from(data, 1)
         oids = struct.unpack_from(f">{count}I", data, 6)
-        return [Truncated(self._by_oid[oid][0]) for oid in oids]
+        return [Truncated(self._by_oid[oid].relation) for oid in oids]
+
+
+class _Described(NamedTuple):
+    """A relation, how many columns are sent for it, and which of them are kept; None: all."""
+
+    relation: Relation
+    sent: int
+    kept: tuple[int, ...] | None
 
 
 def _old(relation: Relation, kind: int, before: Values) -> tuple[Values, Values | None]:
     """Give the old key, and the whole old row where it was sent."""
-    if kind not in (_KEY, _OLD):
-        raise ValueError("no old tuple")
     whole = kind == _OLD and len(relation.columns) > len(relation.key)
     return relation.key_of(before), before if whole else None
 
 
-def _tuple(data: bytes, position: int, kept: tuple[int, ...] | None) -> tuple[Values, int]:
-    """Read a TupleData; give its values and the position after it."""
-    (count,) = _INT16.unpack_from(data, position)
-    position += 2
+def _short_row(data: bytes, described: _Described) -> Values | None:
+    """Read the usual row fast: every value sent, as text of less than 128 bytes.
+
+    Such a value is `t`, three zero bytes, its length, its text; no text holds a zero byte, so the
+    row can be split there. Where anything is otherwise the number of parts is, too (or a length
+    of 128 and more is no UTF-8), and the row is left to `_row`.
+    """
+    if data[5] != _NEW or described.kept is not None:
+        return None
+    try:
+        first, *parts = data[8:].decode().split("t\0\0\0")
+    except UnicodeDecodeError:
+        return None
+    if (
+        len(parts) != described.sent
+        or first
+        or not parts
+        or _INT16.unpack_from(data, 6)[0] != len(parts)
+    ):
+        return None
+    if ord(parts[-1][0]) != len(parts[-1].encode()) - 1:
+        return None
+    return tuple([part[1:] for part in parts])
+
+
+def _row(
+    data: bytes, position: int, described: _Described, markers: tuple[int, ...]
+) -> tuple[Values, int]:
+    """Read a marker and its TupleData; give the values kept and the position after them."""
+    if data[position] not in markers:
+        raise ValueError("no such tuple")
+    (count,) = _INT16.unpack_from(data, position + 1)
+    if count != described.sent:
+        raise ValueError("the tuple has another number of columns than its relation")
+    position += 3
     values: list[Text] = []
     for _ in range(count):
         kind = data[position]
         position += 1
         if kind == _TEXT:
             start = position + 4
-            position = start + _INT32.unpack_from(data, position)[0]
+            (length,) = _LENGTH.unpack_from(data, position)
+            position = start + length
             values.append(data[start:position].decode())
         elif kind == _NULL:
             values.append(None)
@@ -145,6 +188,7 @@ def _tuple(data: bytes, position: int, kept: tuple[int, ...] | None) -> tuple[Va
             raise ValueError("unknown kind of column")
     if position > len(data):
         raise ValueError("the tuple is longer than the message")
+    kept = described.kept
     return tuple(values) if kept is None else tuple(values[i] for i in kept), position
 
 
@@ -167,8 +211,10 @@ def _commit(data: bytes) -> Sequence[Message]:
 
 def _emitted(data: bytes) -> Sequence[Message]:
     prefix, position = _string(data, 10)
-    (length,) = _INT32.unpack_from(data, position)
-    content = data[position + 4 : position + 4 + length]
+    (length,) = _LENGTH.unpack_from(data, position)
+    content = data[position + 4 :]
+    if len(content) != length:
+        raise ValueError("the content has another length")
     return (Emitted(prefix, content.decode(errors="replace")),)
 
 

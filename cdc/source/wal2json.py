@@ -100,15 +100,23 @@ class Wal2Json:
     def decode(self, payload: Payload) -> Sequence[Message]:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""
         try:
-            line = _decode_line(payload)
-        except msgspec.ValidationError:
-            line = _with_raw_values(payload)
+            return self._decoded(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolError(
                 f"wal2json sent a line that is not JSON: {type(error).__name__}",
                 hint="known causes: a database encoding other than UTF8; a type whose quoted name "
                 'wal2json 2.5 does not escape. plugin = "pgoutput" has neither',
             ) from None
+        except (KeyError, ValueError) as error:
+            raise ProtocolError(
+                f"wal2json sent a line of another form: {type(error).__name__}"
+            ) from None
+
+    def _decoded(self, payload: Payload) -> Sequence[Message]:
+        try:
+            line = _decode_line(payload)
+        except msgspec.ValidationError:
+            line = _with_raw_values(payload)
         decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
@@ -274,16 +282,15 @@ def _raw_text(raw: bytes, type_oid: int) -> str | None:
     if raw.startswith(b'"'):
         text = _decode_text(raw)
         return "\\x" + text if type_oid == BYTEA else text
+    if raw[:1] in {b"[", b"{"}:
+        raise ValueError("a value that is neither a number nor a string")
     return {b"null": None, b"true": "t", b"false": "f"}.get(raw, raw.decode())
 
 
 def _with_raw_values(payload: Payload) -> _Line:
     """Decode a line with a number of more digits than a Python integer is parsed from."""
-    try:
-        header = msgspec.json.decode(payload, type=_Header)
-        raw = _decode_raw_line(payload)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"wal2json sent a line of another form: {error}") from None
+    header = msgspec.json.decode(payload, type=_Header)
+    raw = _decode_raw_line(payload)
     line = _Line(header.action, schema=header.schema, table=header.table)
     line.columns = _from_raw(raw.columns)
     line.identity = _from_raw(raw.identity)

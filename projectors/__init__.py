@@ -1,0 +1,1 @@
+"""Read models and their projectors. They import `cdc`, the public door, and SQLAlchemy alone."""

@@ -1,0 +1,205 @@
+"""The configuration: every error names the key, the environment wins, secrets stay secret."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc.errors import SettingError
+from cdc.settings import Settings, config_path, load
+
+ROOT = Path(__file__).parents[2]
+SECRET = "s3cr3t"
+GOOD = f"""
+[source]
+dsn = "postgresql://cdc:{SECRET}@localhost/shop"
+[read]
+url = "postgresql+psycopg://cdc:{SECRET}@localhost/shop_read"
+[projection]
+hash_key = "{SECRET}"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("CDC_")]:
+        monkeypatch.delenv(name)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "cdc.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(SettingError) as caught:
+        load(write(folder, text))
+    assert caught.value.exit_code == 2
+    assert SECRET not in str(caught.value) + str(caught.value.hint)
+    return f"{caught.value} | {caught.value.hint}"
+
+
+def test_the_file_in_the_repository_loads() -> None:
+    settings = load(ROOT / "config" / "cdc.toml")
+    assert settings.source.slot == "cdc"
+    assert settings.http.address == ("127.0.0.1", 9464)
+
+
+def test_every_key_is_in_the_file_of_the_repository() -> None:
+    text = (ROOT / "config" / "cdc.toml").read_text()
+    for section, field in Settings.model_fields.items():
+        assert f"[{section}]" in text
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            shown = "[[projection.mirrors]]" if key == "mirrors" else f"{key} ="
+            assert shown in text, f"{section}.{key}"
+
+
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDC_SOURCE__SLOT", "other")
+    monkeypatch.setenv("CDC_PROJECTION__MODULES", '["a", "b"]')
+    settings = load(write(tmp_path, GOOD))
+    assert settings.source.slot == "other"
+    assert settings.projection.modules == ("a", "b")
+    assert SECRET in settings.source.dsn.get_secret_value()
+
+
+def test_the_environment_alone_may_hold_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDC_SOURCE__DSN", "host=a password=b")
+    monkeypatch.setenv("CDC_READ__URL", "postgresql://a")
+    settings = load(write(tmp_path, '[source]\nplugin = "pgoutput"\n'))
+    assert settings.source.plugin == "pgoutput"
+    assert settings.source.dsn.get_secret_value() == "host=a password=b"
+
+
+def test_the_option_wins_over_the_variable_that_names_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert config_path(None) == Path("config/cdc.toml")
+    monkeypatch.setenv("CDC_CONFIG", "/elsewhere")
+    assert config_path(None) == Path("/elsewhere")
+    assert config_path(Path("here")) == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("dsn", "dns"), ["source.dns", "source.dsn"]),
+        (GOOD.replace("[source]", "[sorce]"), ["sorce", "source"]),
+        (GOOD + "[http]\nlisten_on = 'x'", ["http.listen_on", "http.listen"]),
+        (GOOD + "bacth = 1", ["projection.bacth"]),
+        (
+            GOOD + "[[projection.mirrors]]\nsource = 'a'\nexclud = []",
+            ["projection.mirrors[0].exclud", "projection.mirrors[0].exclude"],
+        ),
+        (GOOD + "[[projection.mirrors]]\ntarget = 'a'", ["projection.mirrors[0].source"]),
+        (GOOD.replace("dsn =", "# dsn ="), ["source.dsn", "CDC_SOURCE__DSN"]),
+        ("", ["source", "missing"]),
+        ("source = 3", ["source"]),
+        (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot"]),
+        (GOOD.replace("[source]", "[source]\nslot = 3"), ["source.slot"]),
+        (GOOD.replace("[source]", "[source]\nplugin = 'decoderbufs'"), ["source.plugin"]),
+        (GOOD.replace("[source]", "[source]\npublication = ''"), ["source.publication"]),
+        (GOOD.replace("[source]", "[source]\nqueue_bytes = 1"), ["source.queue_bytes"]),
+        (GOOD.replace("[read]", "[read]\nbatch_changes = 0"), ["read.batch_changes"]),
+        (GOOD.replace("postgresql+psycopg", "mysql+pymysql"), ["read.url", "mysql"]),
+        (GOOD.replace("postgresql+psycopg", "postgresql+asyncpg"), ["read.url", "asyncpg"]),
+        (GOOD.replace("postgresql+psycopg://", ""), ["read.url"]),
+        (GOOD.replace("postgresql://", "mongo://"), ["source.dsn"]),
+        (GOOD + "[http]\nlisten = '9464'", ["http.listen"]),
+        (GOOD + "[http]\nlisten = 'localhost:99999'", ["http.listen"]),
+        (GOOD + "[[projection.mirrors]]\nsource = 'a.b.c'", ["projection.mirrors[0].source"]),
+        (
+            GOOD + "[[projection.mirrors]]\nsource = 'a'\nmask = {x = 'md5'}",
+            ["projection.mirrors[0].mask.x"],
+        ),
+        ("[source", ["TOML"]),
+    ],
+)
+def test_an_error_names_the_key_and_the_nearest_right_one(
+    tmp_path: Path, text: str, said: list[str]
+) -> None:
+    message = refusal(tmp_path, text)
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql+psycopg://u:p@x:{SECRET}@host/db",
+        f"postgresql+psycopg://u:p@host:{SECRET}/db",
+        f"postgresql+nosuch://u:{SECRET}@host/db",
+        f"{SECRET}",
+        f"host=a password={SECRET}",
+    ],
+)
+def test_a_malformed_url_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    text = GOOD.replace(f"postgresql+psycopg://cdc:{SECRET}@localhost/shop_read", url)
+    assert "read.url" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "dsn", [f"postgresql://u:{SECRET}@h:x:y/%zz", f"password={SECRET} nosuch=1", f"pass {SECRET}"]
+)
+def test_a_malformed_dsn_is_refused_without_its_password(tmp_path: Path, dsn: str) -> None:
+    text = GOOD.replace(f"postgresql://cdc:{SECRET}@localhost/shop\"", f'{dsn}"')
+    assert "source.dsn" in refusal(tmp_path, text)
+
+
+def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, GOOD))
+    shown = f"{settings!r} {settings} {settings.source!r} {settings.read} {settings.projection}"
+    assert SECRET not in shown + settings.model_dump_json()
+
+
+def test_a_missing_file_is_said_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="there is no configuration file") as caught:
+        load(tmp_path / "none.toml")
+    assert "--config" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda p: p.write_bytes(b"\xff\xfe")])
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "cdc.toml"
+    make(path)
+    with pytest.raises(SettingError, match=re.escape(str(path))):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CDC_SORUCE__DSN", "x", ["CDC_SORUCE__DSN", "CDC_SOURCE__"]),
+        ("CDC_SOURCE__DNS", "x", ["source.dns", "source.dsn"]),
+        ("CDC_SOURCE__PLUGIN", "x", ["source.plugin"]),
+        ("CDC_SOURCE", SECRET, ["source"]),
+        ("CDC_PROJECTION__MIRRORS", f"[{SECRET}", ["projection.mirrors"]),
+        ("CDC_PROJECTION__MODULES", SECRET, ["projection.modules"]),
+        ("CDC_HTTP__LISTEN", "nowhere", ["http.listen"]),
+    ],
+)
+def test_an_error_in_the_environment_names_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: list[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    message = refusal(tmp_path, GOOD)
+    for part in said:
+        assert part in message.lower() or part in message
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:80", ("::1", 80)), ("localhost:1", ("localhost", 1))],
+)
+def test_an_address_may_be_of_either_family(
+    tmp_path: Path, listen: str, address: tuple[str, int]
+) -> None:
+    assert load(write(tmp_path, f"{GOOD}[http]\nlisten = '{listen}'")).http.address == address
