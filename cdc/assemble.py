@@ -1,6 +1,5 @@
 """Messages to transactions: whole ones, or pieces of one too big for memory."""
 
-from collections.abc import Iterator
 from datetime import datetime
 
 from msgspec import Struct
@@ -49,42 +48,46 @@ class Assembler:
         """Tell whether every transaction begun has ended."""
         return self._begin is None
 
-    def feed(self, message: Message, size: int) -> Iterator[Transaction]:
-        """Take one message of about `size` bytes; give what it completes, if anything.
+    def feed(self, message: Message, size: int) -> Transaction | None:
+        """Take one message of about `size` bytes; give the transaction or piece it completes.
 
         Raise ProtocolError where messages come in an order that no transaction has.
         """
         if isinstance(message, Begin):
-            self._open(message)
-        elif isinstance(message, Commit):
-            yield from self._close(message)
-        elif not isinstance(message, Emitted):
-            yield from self._add(message, size)
+            return self._open(message)
+        if isinstance(message, Commit):
+            return self._close(message)
+        if isinstance(message, Emitted):
+            return None
+        return self._add(message, size)
 
-    def _open(self, begin: Begin) -> None:
+    def _open(self, begin: Begin) -> Transaction | None:
         if self._begin is not None:
             raise ProtocolError(f"a transaction began at {begin.commit_lsn} inside another one")
         self._begin = begin
         # A checkpoint is never inside a commit record: before its start means not yet applied.
         self._dropping = begin.commit_lsn < self._checkpoint
+        return None
 
-    def _add(self, change: Change, size: int) -> Iterator[Transaction]:
+    def _add(self, change: Change, size: int) -> Transaction | None:
         if self._begin is None:
             raise ProtocolError(f"a change of {change.relation.name} came outside a transaction")
         if self._dropping:
-            return
+            return None
         self._changes.append(change)
         self._size += size
-        if self._size >= self._piece_bytes:
-            yield self._take(self._begin, end_lsn=None)
+        if self._size < self._piece_bytes:
+            return None
+        return self._take(self._begin, end_lsn=None)
 
-    def _close(self, commit: Commit) -> Iterator[Transaction]:
+    def _close(self, commit: Commit) -> Transaction | None:
         begin, self._begin = self._begin, None
         if begin is None or begin.commit_lsn != commit.commit_lsn:
             raise ProtocolError(f"a commit at {commit.commit_lsn} closes no transaction")
-        if not self._dropping:
-            self._checkpoint = commit.end_lsn
-            yield self._take(begin, end_lsn=commit.end_lsn)
+        if self._dropping:
+            return None
+        self._checkpoint = commit.end_lsn
+        return self._take(begin, end_lsn=commit.end_lsn)
 
     def _take(self, begin: Begin, *, end_lsn: Lsn | None) -> Transaction:
         changes, self._changes = self._changes, []

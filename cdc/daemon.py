@@ -1,5 +1,6 @@
 """The daemon: sessions one after the other, retries, signals, drain."""
 
+import gc
 import logging
 import os
 import signal
@@ -48,6 +49,7 @@ _FIRST_RETRY_SECONDS: Final = 0.2
 _LONGEST_RETRY_SECONDS: Final = 30.0
 _LONGEST_STANDBY_SECONDS: Final = 2.0
 _CONNECTING_SECONDS: Final = 1.0
+_COLLECT_AFTER: Final = (50_000, 20, 20)
 _EXIT_AT_ONCE: Final = 130
 _DECODERS: Final[dict[str, type[Wal2Json | PgOutput]]] = {
     "wal2json": Wal2Json,
@@ -88,6 +90,9 @@ class Daemon:
             "/ready": self._ready,
             "/status": self._status,
         }
+        # What exists now lives as long as we do; rows come and go by the thousand, without cycles.
+        gc.freeze()
+        gc.set_threshold(*_COLLECT_AFTER)
         with HttpServer(self._settings.http.address, routes) as http, self._signals():
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})

@@ -107,11 +107,13 @@ class Pipeline:
         self.exchange.finish()
 
     def _take(self, frame: Data) -> None:
-        size = len(frame.payload) + _OVERHEAD_BYTES
-        for message in self.decoder.decode(frame.payload):
-            for transaction in self.assembler.feed(message, size):
+        payload = frame.payload
+        size = len(payload) + _OVERHEAD_BYTES
+        for message in self.decoder.decode(payload):
+            transaction = self.assembler.feed(message, size)
+            if transaction is not None:
                 self._pass_on(transaction)
-            if isinstance(message, Emitted):
+            elif isinstance(message, Emitted):
                 self._idle_due = 0.0  # somebody waits for this position
 
     def _pass_on(self, transaction: Transaction) -> None:

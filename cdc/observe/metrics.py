@@ -3,38 +3,54 @@
 import threading
 import time
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import product
+from operator import attrgetter
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.registry import Collector
 
 from cdc.assemble import Transaction
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.observe.lag import Lag
 from cdc.observe.state import State
+from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 KINDS: Final = ("inserted", "updated", "deleted", "truncated")
 OPERATIONS: Final = ("upsert", "update", "delete", "truncate", "move", "append")
 TARGETS: Final = ("source", "read")
+_TABLE_AND_KIND: Final = attrgetter("relation.name", "__class__")
 REASONS: Final = ("unavailable", "active", "locked", "transaction_lost")
 
 
-class Metrics:
+class Metrics(Collector):
     """Everything that is counted, and the lag."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.lag = Lag()
         self.state = State.STARTING
         self.retrying: str | None = None
         self._lock = threading.Lock()
-        self._unapplied: dict[int, float] = {}
-        self._uncommitted: Counts[tuple[str, str]] = Counts()
+        self._unapplied: deque[tuple[Lsn, float]] = deque()
+        self._received: Counts[tuple[TableName, type]] = Counts()
+        self._operations: Counts[tuple[str, type]] = Counts()
+        self._uncommitted: Counts[tuple[str, type]] = Counts()
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._define_counters()
         self._define_gauges()
@@ -60,12 +76,12 @@ class Metrics:
         )
         for target, reason in product(TARGETS, REASONS):
             self.retries.labels(target, reason)
-        self.commit_to_apply = Histogram(
+        self.commit_to_apply = Timings(
             "cdc_commit_to_apply_seconds",
             "From a transaction's commit in the write database to its commit in the read database.",
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
         )
+        self.registry.register(self.commit_to_apply)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -102,7 +118,7 @@ class Metrics:
     def lag_seconds(self) -> float:
         """Seconds the read database is behind."""
         with self._lock:
-            self.lag.pending(next(iter(self._unapplied.values()), None))
+            self.lag.pending(self._unapplied[0][1] if self._unapplied else None)
         return self.lag.seconds(now=time.time())
 
     def forget_unapplied(self) -> None:
@@ -113,41 +129,44 @@ class Metrics:
 
     def received(self, transaction: Transaction) -> None:
         """Count a transaction, or a piece of one."""
-        if not transaction.changes:
-            return
-        with self._lock:
-            self._unapplied.setdefault(transaction.commit_lsn, transaction.commit_time.timestamp())
-        counts = Counts((id(c.relation), type(c)) for c in transaction.changes)
-        relations = {id(c.relation): c.relation for c in transaction.changes}
-        for (relation, kind), count in counts.items():
-            table = str(relations[relation].name)
-            self.changes_received.labels(table, kind.__name__.lower()).inc(count)
+        if transaction.changes:
+            with self._lock:
+                self._unapplied.append(
+                    (transaction.commit_lsn, transaction.commit_time.timestamp())
+                )
+                self._received.update(map(_TABLE_AND_KIND, transaction.changes))
 
     def applied(self, batch: Batch, *, checkpoint: Lsn | None) -> None:
         """Count a batch that was written; its transactions' times where it was committed."""
         self._uncommitted.update(batch.operations)
         if not batch.complete:
             return
-        ended = [transaction for transaction in batch.transactions if transaction.ends]
-        self._time(ended)
-        self._count_operations()
-        self.transactions_applied.inc(len(ended))
-        self.batches_applied.inc()
-        if checkpoint is not None:
-            self.lag.applied(checkpoint)
-
-    def _time(self, transactions: list[Transaction]) -> None:
         now = time.time()
-        for transaction in transactions:
-            self.commit_to_apply.observe(max(0.0, now - transaction.commit_time.timestamp()))
+        times = [t.commit_time.timestamp() for t in batch.transactions if t.ends]
+        self.commit_to_apply.observe(max(0.0, now - committed) for committed in times)
+        self.transactions_applied.inc(len(times))
+        self.batches_applied.inc()
         with self._lock:
-            for transaction in transactions:
-                self._unapplied.pop(transaction.commit_lsn, None)
-
-    def _count_operations(self) -> None:
-        for (projector, kind), count in self._uncommitted.items():
-            self.operations_applied.labels(projector, kind.lower()).inc(count)
+            self._operations.update(self._uncommitted)
+            if checkpoint is not None:
+                self._reached(checkpoint)
         self._uncommitted.clear()
+
+    def _reached(self, checkpoint: Lsn) -> None:
+        self.lag.applied(checkpoint)
+        while self._unapplied and self._unapplied[0][0] < checkpoint:
+            self._unapplied.popleft()
+
+    def collect(self) -> Iterator[Metric]:
+        """Hand what was counted cheaply to the counters; called before they are collected."""
+        with self._lock:
+            received, self._received = self._received, Counts()
+            operations, self._operations = self._operations, Counts()
+        for (table, kind), count in received.items():
+            self.changes_received.labels(str(table), kind.__name__.lower()).inc(count)
+        for (projector, operation), count in operations.items():
+            self.operations_applied.labels(projector, operation.__name__.lower()).inc(count)
+        return iter(())
 
     def value(self, name: str, **labels: str) -> Any:
         """Read a series, for the status."""

@@ -47,7 +47,7 @@ class Effects:
                 return self._append(operation)
 
     def _upsert(self, new: Upsert) -> bool:
-        key = new.key
+        key = new.shape.key_of(new.values)
         old = self.writes.get(key)
         if old is None or new.shape is old.shape or new.shape.full:
             if new.shape.full and self.deletes:
@@ -145,17 +145,19 @@ class Batch:
 
     transactions: list[Transaction] = field(default_factory=list)
     effect: NetEffect = field(default_factory=NetEffect)
-    operations: Counter[tuple[str, str]] = field(default_factory=Counter)
+    operations: Counter[tuple[str, type]] = field(default_factory=Counter)
     end_lsn: Lsn | None = None
     changes: int = 0
     size: int = 0
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
-        add, counts = self.effect.add, self.operations
+        add = self.effect.add
+        done = []
         for projector, operation in project(transaction, registry):
             add(operation)
-            counts[projector.name, type(operation).__name__] += 1
+            done.append((projector.name, operation.__class__))
+        self.operations.update(done)
         self.transactions.append(transaction)
         self.changes += len(transaction.changes)
         self.size += transaction.size

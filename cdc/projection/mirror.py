@@ -55,7 +55,7 @@ class _Plan(NamedTuple):
     carry_key: Carry
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Mirror:
     """A projector that carries a table over as it is, minus, renamed or masked columns."""
 
@@ -64,7 +64,8 @@ class Mirror:
     table: sa.Table
     settings: MirrorSettings
     hash_key: bytes
-    _plans: dict[Relation, _Plan] = field(default_factory=dict)
+    _relation: Relation | None = field(default=None, init=False)
+    _last_plan: _Plan | None = field(default=None, init=False)
 
     @property
     def sources(self) -> tuple[TableName, ...]:
@@ -77,7 +78,10 @@ class Mirror:
     def operations(self, change: Change) -> Iterable[Operation]:
         if isinstance(change, Truncated):
             return (Truncate(self.table),)
-        plan = self._plans.get(change.relation) or self._plan(change.relation)
+        plan = self._last_plan
+        if plan is None or change.relation is not self._relation:
+            plan = self._last_plan = self._plan(change.relation)
+            self._relation = change.relation
         if self.settings.insert_only:
             return self._appended(change, plan)
         if isinstance(change, Inserted):
@@ -101,11 +105,11 @@ class Mirror:
         return (Move.between(plan.key_shape, old, new), write)
 
     def _plan(self, relation: Relation) -> _Plan:
-        """Work out, once per relation, how its rows are carried over."""
+        """Work out how a relation's rows are carried over."""
         kept = [name for name in relation.names if name not in self.settings.exclude]
         self._require_columns(kept)
         target = {name: self.settings.rename.get(name, name) for name in kept}
-        plan = _Plan(
+        return _Plan(
             shape=shape_of(self.table, tuple(target.values()), text=True),
             carry=self._carry(relation.names, kept),
             key_shape=shape_of(self.table, tuple(target[k] for k in relation.key), text=True)
@@ -113,8 +117,6 @@ class Mirror:
             else shape_of(self.table, (), text=True),
             carry_key=self._carry(relation.key, list(relation.key)),
         )
-        self._plans[relation] = plan
-        return plan
 
     def _require_columns(self, kept: list[str]) -> None:
         known = {column.name for column in self.table.columns}

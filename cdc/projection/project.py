@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Iterator
 
 from cdc.assemble import Transaction
-from cdc.change import Change, Truncated
+from cdc.change import Change, Relation, Truncated
 from cdc.errors import ProjectionError
 from cdc.operation import Operation
 from cdc.projection.projector import Projector
@@ -16,8 +16,13 @@ def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Proj
 
     Raise ProjectionError naming projector, table, LSN and key where a projector fails.
     """
+    relation: Relation | None = None
+    projectors: tuple[Projector, ...] = ()
     for change in transaction.changes:
-        for projector in registry.of(change.relation.name):
+        if change.relation is not relation:
+            relation = change.relation
+            projectors = registry.of(relation.name)
+        for projector in projectors:
             try:
                 for operation in projector.operations(change):
                     yield projector, operation

@@ -35,10 +35,19 @@ _PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of a
 
 
 class Data(Struct, frozen=True, gc=False):
-    """A frame that holds a plugin's message. `lsn` is where the change it tells of is."""
+    """A frame that holds a plugin's message."""
 
-    lsn: int
-    payload: memoryview
+    frame: memoryview
+
+    @property
+    def lsn(self) -> Lsn:
+        """Where the change it tells of is."""
+        return Lsn(_DATA_HEADER.unpack_from(self.frame)[1])
+
+    @property
+    def payload(self) -> memoryview:
+        """The plugin's message."""
+        return self.frame[_DATA_HEADER.size :]
 
 
 class Keepalive(Struct, frozen=True, gc=False):
@@ -55,8 +64,8 @@ def parse(frame: memoryview | bytes) -> Frame:
     """Read one CopyData's content; raise ProtocolError where it is no frame."""
     view = memoryview(frame)
     try:
-        if view[0] == _IS_DATA:
-            return Data(_DATA_HEADER.unpack_from(view)[1], view[_DATA_HEADER.size :])
+        if view[0] == _IS_DATA and len(view) >= _DATA_HEADER.size:
+            return Data(view)
         if view[0] == _IS_KEEPALIVE:
             _, wal_end, _, reply = _KEEPALIVE.unpack_from(view)
             return Keepalive(Lsn(wal_end), bool(reply))
@@ -146,26 +155,27 @@ class Stream:
         Raise SourceUnavailable where the stream ended, ProtocolError where the plugin warned.
         """
         count = 0
+        last: Frame | None = None
         with translated():
             while count < _FRAMES_AT_ONCE:
                 size, frame = self._pgconn.get_copy_data(1)
                 if size <= 0:
                     break
                 count += 1
-                yield self._noted(parse(frame))
-            else:
-                return
+                last = parse(frame)
+                if isinstance(last, Keepalive):
+                    self._note(last.wal_end)
+                yield last
+        if isinstance(last, Data):
+            self._note(last.lsn)
         self._refuse_warnings()
         if size < 0:
             raise self._ended()
         if not count:
             self._wait(min(seconds, self._until_feedback()))
 
-    def _noted(self, frame: Frame) -> Frame:
-        position = frame.lsn if isinstance(frame, Data) else frame.wal_end
-        if position > self._received:
-            self._received = Lsn(position)
-        return frame
+    def _note(self, position: Lsn) -> None:
+        self._received = max(self._received, position)
 
     def _refuse_warnings(self) -> None:
         if self._plugin_warning is not None:

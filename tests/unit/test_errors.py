@@ -58,7 +58,7 @@ def test_a_number_belongs_to_one_branch() -> None:
     assert not set(numbers) & {0, 1, 130}
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", [kind for kind in ALL if "__init__" not in vars(kind)])
 def test_an_error_says_something_by_itself(kind: type[CdcError]) -> None:
     assert str(kind())
     assert kind("this", hint="that").hint == "that"

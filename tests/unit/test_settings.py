@@ -181,8 +181,8 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any) -> None:
         ("CDC_SOURCE__DNS", "x", ["source.dns", "source.dsn"]),
         ("CDC_SOURCE__PLUGIN", "x", ["source.plugin"]),
         ("CDC_SOURCE", SECRET, ["source"]),
-        ("CDC_PROJECTION__MIRRORS", f"[{SECRET}", ["projection.mirrors"]),
-        ("CDC_PROJECTION__MODULES", SECRET, ["projection.modules"]),
+        ("CDC_PROJECTION__MIRRORS", f"[{SECRET}", ["CDC_PROJECTION__MIRRORS"]),
+        ("CDC_PROJECTION__MODULES", SECRET, ["CDC_PROJECTION__MODULES"]),
         ("CDC_HTTP__LISTEN", "nowhere", ["http.listen"]),
     ],
 )
@@ -192,7 +192,7 @@ def test_an_error_in_the_environment_names_the_key(
     monkeypatch.setenv(variable, value)
     message = refusal(tmp_path, GOOD)
     for part in said:
-        assert part in message.lower() or part in message
+        assert part in message
 
 
 @pytest.mark.parametrize(
