@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ _FIRST_RETRY_SECONDS: Final = 0.2
 _LONGEST_RETRY_SECONDS: Final = 30.0
 _LONGEST_STANDBY_SECONDS: Final = 2.0
 _CONNECTING_SECONDS: Final = 1.0
+_SWITCH_SECONDS: Final = 0.0005
 _COLLECT_AFTER: Final = (50_000, 20, 20)
 _EXIT_AT_ONCE: Final = 130
 _DECODERS: Final[dict[str, type[Wal2Json | PgOutput]]] = {
@@ -93,6 +95,8 @@ class Daemon:
         # What exists now lives as long as we do; rows come and go by the thousand, without cycles.
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
+        # The writer waits for the interpreter after every answer of the read database.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         with HttpServer(self._settings.http.address, routes) as http, self._signals():
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})

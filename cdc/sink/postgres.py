@@ -62,8 +62,10 @@ class PostgresSink:
 
     def positions(self) -> tuple[int, int]:
         """Give how far the read database has written its own WAL, and how far it is durable."""
-        row = self._driver.execute(_POSITIONS).fetchone()
-        self._driver.commit()
+        with self._driver.pipeline():
+            cursor = self._driver.execute(_POSITIONS)
+            self._driver.commit()
+        row = cursor.fetchone()
         return (row[0], row[1]) if row else (0, 0)
 
     def flush(self) -> None:
