@@ -6,8 +6,7 @@ The facts used here are in wal2json's README ("Parameters", "Examples") and were
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -56,7 +55,6 @@ class _RawLine(msgspec.Struct, gc=False):
 
 Columns = Sequence[_Column]
 Payload = bytes | memoryview
-_signature: Final = attrgetter("name", "typeoid")
 
 # Numbers keep their digits: a float's literal is kept as text, an integer is exact in Python.
 _decode_line: Final = msgspec.json.Decoder(_Line, float_hook=str).decode
@@ -70,13 +68,36 @@ _AS_TEXT: Final[dict[type, Callable[[Any], str | None]]] = {
 }
 
 
-class _Layout(NamedTuple):
-    """How one set of reported columns fills a relation's row."""
+class _Texts(NamedTuple):
+    """A set of reported columns, and which of their values need more than JSON's text."""
 
-    relation: Relation
-    positions: tuple[int | None, ...] | None  # None: exactly the relation's columns, in order
+    names: list[str]
+    type_oids: list[int]
     bytea: tuple[int, ...]
     floats: tuple[int, ...]
+
+    @classmethod
+    def of(cls, names: list[str], type_oids: list[int]) -> Self:
+        """Look through the types."""
+        bytea = tuple(i for i, oid in enumerate(type_oids) if oid == BYTEA)
+        floats = tuple(i for i, oid in enumerate(type_oids) if oid in _FLOATS)
+        return cls(names, type_oids, bytea, floats)
+
+
+class _Layout(NamedTuple):
+    """How a set of reported columns fills a relation's row; positions None: as it is."""
+
+    texts: _Texts
+    relation: Relation
+    positions: tuple[int | None, ...] | None
+
+
+class _Identity(NamedTuple):
+    """Where in a reported identity the key is, and the whole row where it is one."""
+
+    texts: _Texts
+    key: tuple[int, ...]
+    whole: tuple[int, ...] | None
 
 
 class Wal2Json:
@@ -85,7 +106,8 @@ class Wal2Json:
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
         self._current: dict[TableName, Relation] = {}
-        self._layouts: dict[tuple[Any, ...], _Layout] = {}
+        self._layouts: dict[tuple[str, str, bool], list[_Layout]] = {}
+        self._identities: dict[tuple[str, str], _Identity] = {}
         self._truncated_at: dict[TableName, str] = {}
         self._decoders: dict[str, Callable[[_Line, Payload], Message | None]] = {
             "I": self._inserted,
@@ -129,12 +151,12 @@ class Wal2Json:
 
     def _updated(self, line: _Line, payload: Payload) -> Message:
         relation, values = self._row(line, payload)
-        key, old = self._identity(relation, line, payload)
+        key, old = self._old(relation, line, payload)
         return updated(relation, values, old_key=key, old_values=old)
 
     def _deleted(self, line: _Line, payload: Payload) -> Message:
         relation = self._relation(TableName(line.schema, line.table))
-        key, old = self._identity(relation, line, payload)
+        key, old = self._old(relation, line, payload)
         return Deleted(relation, key, old)
 
     def _truncated(self, line: _Line, _payload: Payload) -> Message | None:
@@ -163,51 +185,49 @@ class Wal2Json:
         self, line: _Line, payload: Payload, *, inserted: bool = False
     ) -> tuple[Relation, tuple[Text, ...]]:
         columns = line.columns
-        signature = (line.schema, line.table, inserted, *map(_signature, columns))
-        layout = self._layouts.get(signature) or self._lay_out(signature, line)
-        texts = _texts(columns, layout, payload, part="columns")
+        names, type_oids = [c.name for c in columns], [c.typeoid for c in columns]
+        for layout in self._layouts.get((line.schema, line.table, inserted), ()):
+            if layout.texts.names == names and layout.texts.type_oids == type_oids:
+                break
+        else:
+            layout = self._lay_out(line, _Texts.of(names, type_oids), inserted=inserted)
+        values = _values(columns, layout.texts, payload, part="columns")
         if layout.positions is None:
-            return layout.relation, tuple(texts)
+            return layout.relation, tuple(values)
         return layout.relation, tuple(
-            UNCHANGED if position is None else texts[position] for position in layout.positions
+            [UNCHANGED if position is None else values[position] for position in layout.positions]
         )
 
-    def _lay_out(self, signature: tuple[Any, ...], line: _Line) -> _Layout:
+    def _lay_out(self, line: _Line, texts: _Texts, *, inserted: bool) -> _Layout:
         """Fit the columns of a line, seen for the first time, to the table's relation.
 
         An insert brings every column. An update leaves out unchanged TOAST: columns known before
-        and missing now keep their place.
+        and missing now keep their place. A partition's columns may come in an order of its own.
         """
         reported = TableName(line.schema, line.table)
         dropped = self._relations.generated(reported)
-        columns = [(c.name, c.typeoid) for c in line.columns]
+        columns = list(zip(texts.names, texts.type_oids, strict=True))
         kept = {c: i for i, c in enumerate(columns) if c[0] not in dropped}
         known = self._relation(reported)
         described = [self._relations.column(*column) for column in kept]
-        full = described if signature[2] else _extended(known, described)
+        full = _extended(known, described)
+        if inserted and set(full) != set(described):
+            full = described
         if tuple(full) != known.columns:
             known = Relation(known.name, tuple(full), self._key(known, full))
+            self._forget(reported)
             self._current[reported] = known
         positions = tuple(kept.get((c.name, c.type_oid)) for c in known.columns)
         exact = positions == tuple(range(len(columns)))
-        layout = _Layout(
-            known,
-            None if exact else positions,
-            bytea=tuple(i for i, c in enumerate(columns) if c[1] == BYTEA),
-            floats=tuple(i for i, c in enumerate(columns) if c[1] in _FLOATS),
-        )
-        self._forget(reported)
-        self._layouts[signature] = layout
+        layout = _Layout(texts, known, None if exact else positions)
+        self._layouts.setdefault((*reported, inserted), []).append(layout)
         return layout
 
     def _forget(self, reported: TableName) -> None:
-        """Drop the table's layouts for other relations than the current one."""
-        current = self._current.get(reported)
-        self._layouts = {
-            signature: layout
-            for signature, layout in self._layouts.items()
-            if signature[:2] != tuple(reported) or layout.relation is current
-        }
+        """Drop what was worked out for the table's relation: it has another one now."""
+        for inserted in (True, False):
+            self._layouts.pop((*reported, inserted), None)
+        self._identities.pop(reported, None)
 
     def _key(self, known: Relation, columns: Iterable[Column]) -> tuple[str, ...]:
         names = {column.name for column in columns}
@@ -219,36 +239,35 @@ class Wal2Json:
             )
         return known.key
 
-    def _identity(
+    def _old(
         self, relation: Relation, line: _Line, payload: Payload
     ) -> tuple[tuple[Text, ...], tuple[Text, ...] | None]:
         """Give the old key, and the whole old row where the table has REPLICA IDENTITY FULL."""
         columns = line.identity
-        layout = _Layout(
-            relation,
-            None,
-            bytea=tuple(i for i, c in enumerate(columns) if c.typeoid == BYTEA),
-            floats=tuple(i for i, c in enumerate(columns) if c.typeoid in _FLOATS),
-        )
-        texts = _texts(columns, layout, payload, part="identity")
-        if len(columns) == 1 and relation.key == (columns[0].name,):
-            return tuple(texts), None
-        known: dict[str, Text] = {c.name: text for c, text in zip(columns, texts, strict=True)}
-        return _key_and_old(relation, known)
+        names, type_oids = [c.name for c in columns], [c.typeoid for c in columns]
+        identity = self._identities.get((line.schema, line.table))
+        if identity is None or identity.texts[:2] != (names, type_oids):
+            identity = _identify(relation, _Texts.of(names, type_oids))
+            self._identities[line.schema, line.table] = identity
+        values = _values(columns, identity.texts, payload, part="identity")
+        key = tuple([values[position] for position in identity.key])
+        if identity.whole is None:
+            return key, None
+        return key, tuple([values[position] for position in identity.whole])
 
 
-def _key_and_old(
-    relation: Relation, known: dict[str, Text]
-) -> tuple[tuple[Text, ...], tuple[Text, ...] | None]:
-    try:
-        key = tuple(known[name] for name in relation.key)
-    except KeyError as error:
+def _identify(relation: Relation, texts: _Texts) -> _Identity:
+    """Find key and row in a reported identity; raise ProtocolError where the key is not in it."""
+    at = {name: position for position, name in enumerate(texts.names)}
+    missing = [name for name in relation.key if name not in at]
+    if missing:
         raise ProtocolError(
-            f"the replica identity of {relation.name} has no column {error}, part of its key",
+            f'the replica identity of {relation.name} lacks column "{missing[0]}" of its key',
             hint="its replica identity was changed: start the daemon again to read the catalog",
-        ) from None
-    whole = len(relation.columns) > len(relation.key) and all(n in known for n in relation.names)
-    return key, tuple(known[n] for n in relation.names) if whole else None
+        )
+    key = tuple(at[name] for name in relation.key)
+    whole = len(relation.columns) > len(relation.key) and all(n in at for n in relation.names)
+    return _Identity(texts, key, tuple(at[n] for n in relation.names) if whole else None)
 
 
 def _extended(known: Relation, described: list[Column]) -> list[Column]:
@@ -258,20 +277,19 @@ def _extended(known: Relation, described: list[Column]) -> list[Column]:
     return [*kept, *by_name.values()]
 
 
-def _texts(columns: Columns, layout: _Layout, payload: Payload, *, part: str) -> list[str | None]:
+def _values(columns: Columns, texts: _Texts, payload: Payload, *, part: str) -> list[Text]:
     """Give the values as the server's text."""
-    texts: list[str | None] = [
+    values: list[Text] = [
         value if (value := column.value).__class__ is str else _AS_TEXT[value.__class__](value)
         for column in columns
     ]
-    for position in layout.floats:
-        if texts[position] == "0":  # may have been -0, which JSON integers do not keep
-            return _raw_texts(getattr(_decode_raw_line(payload), part))
-    for position in layout.bytea:
-        text = texts[position]
-        if text is not None:
-            texts[position] = "\\x" + text
-    return texts
+    for position in texts.floats:
+        if values[position] == "0":  # may have been -0, which JSON integers do not keep
+            return list(_raw_texts(getattr(_decode_raw_line(payload), part)))
+    for position in texts.bytea:
+        if isinstance(text := values[position], str):
+            values[position] = "\\x" + text
+    return values
 
 
 def _raw_texts(columns: list[_RawColumn]) -> list[str | None]:

