@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from cdc.daemon import Daemon
-from cdc.demo import run as run_demo
 from cdc.errors import CdcError, SettingError
 from cdc.lsn import Lsn
 from cdc.observe import logs
@@ -168,6 +167,8 @@ def demo(
 
     At the end both sides are compared row by row; exit code 0 only if they are equal.
     """
+    from cdc.demo import run as run_demo  # noqa: PLC0415  the daemon does without it
+
     if not run_demo(seconds=seconds, postgres=postgres, console=Console(highlight=False)):
         raise typer.Exit(1)
 

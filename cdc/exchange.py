@@ -6,7 +6,7 @@ stream thread --transactions--> projection thread --batch--> writer thread
 import threading
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from typing import Final
 
 from cdc.assemble import Transaction
 from cdc.lsn import Lsn
@@ -14,6 +14,13 @@ from cdc.projection.batch import Batch
 
 Item = Transaction | Lsn
 """A transaction; or a position before which nothing is pending."""
+
+
+_DRAWN_BYTES: Final = 256 * 1024
+
+
+def _size(item: Item) -> int:
+    return item.size if isinstance(item, Transaction) else 0
 
 
 class Stopped(Exception):
@@ -27,6 +34,7 @@ class Exchange:
         self.limit_bytes = limit_bytes
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
+        self._drawn: deque[Item] = deque()  # the projection thread's alone
         self._bytes = 0
         self._batch: Batch | None = None
         self._writer_waits = False
@@ -39,20 +47,13 @@ class Exchange:
         """What waits to be projected, in bytes."""
         return self._bytes
 
-    def oldest_commit_time(self) -> datetime | None:
-        """When the first transaction that waits to be projected committed."""
-        with self._changed:
-            waiting = (item for item in self._items if isinstance(item, Transaction))
-            first = next(waiting, None)
-        return first.commit_time if first else None
-
-    def offer(self, item: Item, *, seconds: float) -> bool:
-        """Queue an item; tell False where there was no room for that long."""
-        size = item.size if isinstance(item, Transaction) else 0
+    def offer(self, *items: Item, seconds: float) -> bool:
+        """Queue items; tell False where there was no room for that long."""
+        size = sum(map(_size, items))
         with self._changed:
             if not self._until(lambda: self._has_room(size), seconds):
                 return False
-            self._items.append(item)
+            self._items.extend(items)
             self._bytes += size
             self._changed.notify_all()
             return True
@@ -77,14 +78,24 @@ class Exchange:
 
         All that has arrived goes into one batch; the batch goes as soon as the writer is free.
         """
-        with self._changed:
-            self._until(lambda: self._items or self._finished or (holding and self._writer_waits))
-            if not self._items:
-                return None
+        if not self._drawn:
+            with self._changed:
+                self._until(
+                    lambda: self._items or self._finished or (holding and self._writer_waits)
+                )
+                self._draw()
+        return self._drawn.popleft() if self._drawn else None
+
+    def _draw(self) -> None:
+        """Take some items at once: small transactions would spend their time on the lock."""
+        drawn = 0
+        while self._items and drawn < _DRAWN_BYTES:
             item = self._items.popleft()
-            self._bytes -= item.size if isinstance(item, Transaction) else 0
+            drawn += _size(item)
+            self._drawn.append(item)
+        if self._drawn:
+            self._bytes -= drawn
             self._changed.notify_all()
-            return item
 
     def hand_over(self, batch: Batch) -> None:
         """Give the writer a batch, as soon as it has none waiting."""

@@ -22,6 +22,7 @@ from cdc.sink.writer import Writer
 from cdc.source.stream import Data, Keepalive, Stream
 
 _IDLE_SECONDS: Final = 1.0
+_AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _OVERHEAD_BYTES: Final = 256  # what a change takes in memory beyond its bytes on the wire
 _FLUSH_SECONDS: Final = 0.2
@@ -56,6 +57,8 @@ class Pipeline:
     stop: threading.Event
 
     _errors: list[BaseException] = field(default_factory=list, init=False)
+    _arrived: list[Transaction] = field(default_factory=list, init=False)
+    _arrived_bytes: int = field(default=0, init=False)
     _in_pieces: bool = field(default=False, init=False)
     _idle_lsn: Lsn = field(default=Lsn(0), init=False)
     _offered_lsn: Lsn = field(init=False)
@@ -102,6 +105,7 @@ class Pipeline:
                     self._take(frame)
                 else:
                     self._keep_alive(frame)
+            self._offer_arrived()
             self._offer_idle_position()
             self.stream.feedback()
         self.exchange.finish()
@@ -117,13 +121,22 @@ class Pipeline:
                 self._idle_due = 0.0  # somebody waits for this position
 
     def _pass_on(self, transaction: Transaction) -> None:
-        """Queue a transaction; one without changes is no more than a position."""
-        self.metrics.received(transaction)
+        """Collect a transaction; one without changes is no more than a position."""
         if transaction.end_lsn is not None and not transaction.changes and not self._in_pieces:
             self._idle_lsn = transaction.end_lsn
             return
         self._in_pieces = not transaction.ends
-        self._offer(transaction)
+        self._arrived.append(transaction)
+        self._arrived_bytes += transaction.size
+        if self._arrived_bytes >= _AT_ONCE_BYTES:
+            self._offer_arrived()
+
+    def _offer_arrived(self) -> None:
+        """Queue what one read brought, together."""
+        if self._arrived:
+            arrived, self._arrived, self._arrived_bytes = self._arrived, [], 0
+            self.metrics.received(arrived)
+            self._offer(*arrived)
 
     def _keep_alive(self, frame: Keepalive) -> None:
         if self.assembler.between_transactions:
@@ -144,13 +157,14 @@ class Pipeline:
             self._offer(self._idle_lsn)
             self._idle_due = time.monotonic() + _IDLE_SECONDS
 
-    def _offer(self, item: Item) -> None:
-        """Queue an item, sending feedback while there is no room."""
-        while not self.exchange.offer(item, seconds=_OFFER_SECONDS):
+    def _offer(self, *items: Item) -> None:
+        """Queue items, sending feedback while there is no room."""
+        while not self.exchange.offer(*items, seconds=_OFFER_SECONDS):
             self.stream.feedback()
             if self.stop.is_set():
                 raise Stopped
-        end_lsn = item.end_lsn if isinstance(item, Transaction) else item
+        last = items[-1]
+        end_lsn = last.end_lsn if isinstance(last, Transaction) else last
         self._offered_lsn = max(self._offered_lsn, end_lsn or self._offered_lsn)
 
     # The projection thread.

@@ -4,9 +4,9 @@ import threading
 import time
 from collections import Counter as Counts
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from itertools import product
+from itertools import chain, product
 from operator import attrgetter
 from typing import Any, Final
 
@@ -127,14 +127,12 @@ class Metrics(Collector):
         with self._lock:
             self._unapplied.clear()
 
-    def received(self, transaction: Transaction) -> None:
-        """Count a transaction, or a piece of one."""
-        if transaction.changes:
-            with self._lock:
-                self._unapplied.append(
-                    (transaction.commit_lsn, transaction.commit_time.timestamp())
-                )
-                self._received.update(map(_TABLE_AND_KIND, transaction.changes))
+    def received(self, transactions: Sequence[Transaction]) -> None:
+        """Count transactions, or pieces of them."""
+        changes = chain.from_iterable(transaction.changes for transaction in transactions)
+        with self._lock:
+            self._unapplied.extend((t.commit_lsn, t.commit_time.timestamp()) for t in transactions)
+            self._received.update(map(_TABLE_AND_KIND, changes))
 
     def applied(self, batch: Batch, *, checkpoint: Lsn | None) -> None:
         """Count a batch that was written; its transactions' times where it was committed."""

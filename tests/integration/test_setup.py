@@ -75,7 +75,7 @@ def test_the_write_database_is_left_alone_but_for_slot_and_publication(
         "select 'class', relname::text from pg_class union all "
         "select 'trigger', tgname from pg_trigger union all "
         "select 'event', evtname from pg_event_trigger union all "
-        "select 'identity', relname || relreplident from pg_class union all "
+        "select 'identity', relname || relreplident::text from pg_class union all "
         "select 'function', proname from pg_proc union all select 'role', rolname from pg_roles"
     )
     before = write.rows(query)

@@ -135,15 +135,6 @@ def test_a_failure_ends_every_wait() -> None:
         exchange.hand_over(Batch())
 
 
-def test_the_oldest_waiting_commit_is_told() -> None:
-    exchange = Exchange(10)
-    assert exchange.oldest_commit_time() is None
-    exchange.offer(Lsn(1), seconds=0)
-    assert exchange.oldest_commit_time() is None
-    exchange.offer(transaction(1), seconds=0)
-    assert exchange.oldest_commit_time() == NOW
-
-
 def test_nothing_is_lost_or_reordered_between_three_threads() -> None:
     exchange, received = Exchange(50), []
 

@@ -1,0 +1,1 @@
+"""`make bench`: this daemon beside native logical replication, on fresh clusters, in one run."""
