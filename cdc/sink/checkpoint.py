@@ -53,7 +53,8 @@ def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
 
 
 def intend(connection: sa.Connection, identity: Identity) -> None:
-    """Note that the slot is about to be created."""
+    """Note that the slot is about to be created; durably, for the slot will be, too."""
+    connection.execute(sa.text("set local synchronous_commit = on"))
     connection.execute(
         sa.insert(TABLE).values(**identity._asdict(), lsn=None, updated_at=sa.func.now())
     )

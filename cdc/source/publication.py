@@ -13,13 +13,22 @@ from cdc.errors import SourceNotReady
 from cdc.names import TableName
 from cdc.source.connection import Connection, translated
 
-_PUBLISHED: Final = """
-select n.nspname, c.relname
-from pg_publication p
-join pg_publication_rel r on r.prpubid = p.oid
-join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
-where p.pubname = %s
+_OPTIONS: Final = """
+select oid, pubviaroot,
+       concat_ws(', ', case when pubinsert then 'insert' end, case when pubupdate then 'update' end,
+                 case when pubdelete then 'delete' end, case when pubtruncate then 'truncate' end)
+from pg_publication where pubname = %s
 """
+# As JSON, for row filters, column lists and schemas came with 15.
+_TABLES: Final = """
+select n.nspname, c.relname,
+       coalesce(to_jsonb(r)->>'prqual', to_jsonb(r)->>'prattrs') is not null as narrowed
+from pg_publication_rel r
+join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+where r.prpubid = %s
+"""
+_HAS_SCHEMAS: Final = "select to_regclass('pg_catalog.pg_publication_namespace') is not null"
+_SCHEMAS: Final = "select 1 from pg_publication_namespace where pnpubid = %s"
 
 Wanted = dict[str, tuple[list[TableName], str]]
 
@@ -46,26 +55,34 @@ def differences(connection: Connection, publications: Wanted) -> list[sql.Compos
 def _difference(
     connection: Connection, name: str, tables: list[TableName], *, publish: str
 ) -> list[sql.Composed]:
+    options = sql.SQL("publish = {}, publish_via_partition_root = true").format(
+        sql.Literal(publish)
+    )
     with translated():
-        exists = connection.execute(
-            "select 1 from pg_publication where pubname = %s", [name]
-        ).fetchone()
-        published = {TableName(*row) for row in connection.execute(_PUBLISHED, [name]).fetchall()}
-    if not exists:
-        statement = "create publication {} for table {} with (publish = {}, {} = true)"
-        return [
-            sql.SQL(statement).format(
-                sql.Identifier(name),
-                _listed(tables),
-                sql.Literal(publish),
-                sql.Identifier("publish_via_partition_root"),
-            )
-        ]
-    if published == set(tables):
-        return []
-    return [
-        sql.SQL("alter publication {} set table {}").format(sql.Identifier(name), _listed(tables))
-    ]
+        found = connection.execute(_OPTIONS, [name]).fetchone()
+        if found is None:
+            create = sql.SQL("create publication {} for table {} with ({})")
+            return [create.format(sql.Identifier(name), _listed(tables), options)]
+        oid, via_root, published = found
+        exact = _lists_exactly(connection, oid, tables)
+    statements = []
+    if not exact:
+        set_tables = sql.SQL("alter publication {} set table {}")
+        statements.append(set_tables.format(sql.Identifier(name), _listed(tables)))
+    if not via_root or published != publish:
+        set_options = sql.SQL("alter publication {} set ({})")
+        statements.append(set_options.format(sql.Identifier(name), options))
+    return statements
+
+
+def _lists_exactly(connection: Connection, oid: int, tables: list[TableName]) -> bool:
+    """Tell whether the publication has these tables whole, and nothing else."""
+    rows = connection.execute(_TABLES, [oid]).fetchall()
+    row = connection.execute(_HAS_SCHEMAS).fetchone()
+    schemas = connection.execute(_SCHEMAS, [oid]).fetchone() if row and row[0] else None
+    narrowed = any(narrowed for *_, narrowed in rows)
+    listed = {TableName(schema, table) for schema, table, _ in rows}
+    return listed == set(tables) and not narrowed and schemas is None
 
 
 def _listed(tables: list[TableName]) -> sql.Composed:

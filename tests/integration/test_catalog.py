@@ -26,7 +26,9 @@ def one(described: Describe, name: str) -> SourceTable:
 
 
 def test_only_wanted_tables_that_exist_are_described(write: Database, described: Describe) -> None:
-    write.run("create schema app", "create table a ()", "create table app.a ()", "create table b ()")
+    write.run(
+        "create schema app", "create table a ()", "create table app.a ()", "create table b ()"
+    )
     found = described("public.a", "app.a", "app.nothing", "nothing.a")
     assert set(found) == {TableName("public", "a"), TableName("app", "a")}
     assert described() == {}
@@ -172,10 +174,14 @@ def test_a_partitioned_table_knows_its_leaves(write: Database, described: Descri
     assert found[TableName("public", "empty")].leaves == ()
 
 
-@pytest.mark.parametrize("name", ["Mixed Case", "dot.ted", 'quo"te', "per%cent", "it's", "[a]", "ß"])
+@pytest.mark.parametrize(
+    "name", ["Mixed Case", "dot.ted", 'quo"te', "per%cent", "it's", "[a]", "ß"]
+)
 def test_any_name_is_found(write: Database, described: Describe, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
-    write.run(f"create schema {quoted}", f"create table {quoted}.{quoted} ({quoted} int primary key)")
+    write.run(
+        f"create schema {quoted}", f"create table {quoted}.{quoted} ({quoted} int primary key)"
+    )
     table = one(described, str(TableName(name, name)))
     assert table.name == (name, name)
     assert table.key == (name,)

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 
 from cdc.errors import (
     CdcError,
@@ -121,11 +120,12 @@ def test_a_publication_that_leaves_changes_out_or_brings_too_many_is_mended_or_r
 ) -> None:
     wanted = configuration(mirrors=[MIRROR])
     write.run(statement.format(wanted.slot))
-    try:
-        setup.set_up(wanted.settings())
-    except SourceNotReady as error:
-        assert error.hint
+    if "all tables" in statement:
+        with pytest.raises(SourceNotReady) as caught:
+            setup.set_up(wanted.settings())
+        assert caught.value.hint
         return
+    setup.set_up(wanted.settings())
     flags = "pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot, puballtables"
     assert write.rows(f"select {flags} from pg_publication") == [(True, True, False)]
     query = "select tablename, attnames, rowfilter from pg_publication_tables"
@@ -169,9 +169,7 @@ class Halfway:
         setup.prepare_read_side(self.read, setup.plan(self.settings, self.source).registry)
         system = identify(self.replication)
         plugin = self.settings.source.plugin
-        self.identity = checkpoint.Identity(
-            self.slot, plugin, system.identifier, system.timeline
-        )
+        self.identity = checkpoint.Identity(self.slot, plugin, system.identifier, system.timeline)
 
     def intend(self) -> None:
         with self.read.begin():
@@ -391,12 +389,10 @@ def test_a_plugin_that_is_not_installed_is_refused_with_the_remedy(write: Databa
         assert caught.value.hint
 
 
-def test_no_free_slot_is_refused_with_the_remedy(
-    write: Database, configuration: Configure
-) -> None:
+def test_no_free_slot_is_refused_with_the_remedy(write: Database, configuration: Configure) -> None:
     taken = 0
     try:
-        with pytest.raises(psycopg.errors.ConfigurationLimitExceeded):
+        with suppress(psycopg.errors.ConfigurationLimitExceeded):
             for taken in range(100):
                 write.rows(f"select pg_create_physical_replication_slot('full_{taken}')")
         with pytest.raises(SourceNotReady) as caught:
@@ -438,7 +434,7 @@ def test_a_checkpoint_of_another_slot_is_no_matter(
 
 def test_a_locked_read_database_is_waited_for(read: Database, configuration: Configure) -> None:
     settings = configuration(mirrors=[MIRROR]).settings()
-    engine: sa.Engine = create_engine(read.url)
+    engine = create_engine(read.url)
     holder = Writer(engine, settings.source.slot)
     holder.open()
     try:

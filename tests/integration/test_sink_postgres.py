@@ -336,8 +336,11 @@ TYPED: dict[str, tuple[Any, Any, str]] = {
     "mood": (sa.Enum(Mood, name="mood"), Mood.GOOD, "GOOD"),
     "moods": (ARRAY(sa.Enum(Mood, name="mood")), [Mood.GOOD, Mood.BAD], "{GOOD,BAD}"),
     "uuid": (sa.Uuid(), uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
-    "uuid_text": (sa.Uuid(as_uuid=False), "00000000-0000-0000-0000-000000000007",
-                  "00000000-0000-0000-0000-000000000007"),
+    "uuid_text": (
+        sa.Uuid(as_uuid=False),
+        "00000000-0000-0000-0000-000000000007",
+        "00000000-0000-0000-0000-000000000007",
+    ),
     "uuids": (ARRAY(sa.Uuid()), [uuid.UUID(int=7)], "{00000000-0000-0000-0000-000000000007}"),
     "bigints": (ARRAY(sa.BigInteger()), [1, None, 2**40], "{1,NULL,1099511627776}"),
     "smalls_as_bigints": (ARRAY(sa.BigInteger()), [1, 2], "{1,2}"),
@@ -374,10 +377,10 @@ def test_python_values_go_through_their_columns_types_in_either_path(
     for name, (type_, _, _) in TYPED.items():
         is_mood = isinstance(type_, sa.Enum)
         is_moods = isinstance(type_, ARRAY) and isinstance(type_.item_type, sa.Enum)
-        columns.append(sa.Column(name, enum_type if is_mood else ARRAY(enum_type) if is_moods else type_))
-    table = sa.Table(
-        "typed", metadata, sa.Column("id", sa.Integer, primary_key=True), *columns
-    )
+        columns.append(
+            sa.Column(name, enum_type if is_mood else ARRAY(enum_type) if is_moods else type_)
+        )
+    table = sa.Table("typed", metadata, sa.Column("id", sa.Integer, primary_key=True), *columns)
     sink = sink_of(T)
     with sink.engine.connect() as connection, connection.begin():
         metadata.create_all(connection)
@@ -392,7 +395,9 @@ def test_python_values_go_through_their_columns_types_in_either_path(
         assert dict(zip(TYPED, row, strict=True)) == expected
     for name in TYPED:
         sink.apply(*(Update(table, id=key, **{name: values[name]}) for key in range(number)))
-    assert dict(zip(TYPED, sink.read.rows(f"select {listed} from typed")[0], strict=True)) == expected
+    assert (
+        dict(zip(TYPED, sink.read.rows(f"select {listed} from typed")[0], strict=True)) == expected
+    )
 
 
 @pytest.mark.parametrize("type_", [sa.Uuid(), sa.Enum(Mood, name="mood"), sa.Date(), sa.Text()])
@@ -400,10 +405,17 @@ def test_keys_of_any_type_are_found_again(
     sink_of: Callable[..., Sink], type_: Any, number: int
 ) -> None:
     table = sa.Table(
-        "t", sa.MetaData(), sa.Column("k", type_, primary_key=True),
-        sa.Column("n", sa.Integer, primary_key=True), sa.Column("v", sa.Text),
+        "t",
+        sa.MetaData(),
+        sa.Column("k", type_, primary_key=True),
+        sa.Column("n", sa.Integer, primary_key=True),
+        sa.Column("v", sa.Text),
     )
-    made: dict[type, Any] = {sa.Uuid: uuid.UUID(int=1), sa.Enum: Mood.BAD, sa.Date: date(2024, 1, 1)}
+    made: dict[type, Any] = {
+        sa.Uuid: uuid.UUID(int=1),
+        sa.Enum: Mood.BAD,
+        sa.Date: date(2024, 1, 1),
+    }
     value = made.get(type(type_), "it's")
     sink = sink_of(table)
     keys = range(number)
@@ -493,7 +505,9 @@ def test_rows_that_reference_their_own_table_come_in_the_order_of_their_commits(
     sink_of: Callable[..., Sink], number: int
 ) -> None:
     tree = sa.Table(
-        "tree", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True),
+        "tree",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("up", sa.ForeignKey("tree.id")),
     )
     sink = sink_of(tree)
@@ -519,8 +533,10 @@ def test_a_truncate_of_tables_that_reference_one_another_survives_a_fallback(
     parent, child = families()
     sink = sink_of(parent, child, UNIQUE)
     sink.apply(
-        Upsert(parent, id=1), Upsert(child, id=1, parent_id=1),
-        Upsert(UNIQUE, id=1, name="a"), Upsert(UNIQUE, id=2, name="b"),
+        Upsert(parent, id=1),
+        Upsert(child, id=1, parent_id=1),
+        Upsert(UNIQUE, id=1, name="a"),
+        Upsert(UNIQUE, id=2, name="b"),
     )
     sink.write(
         sink.batch(
@@ -805,4 +821,3 @@ def test_the_session_is_ours_whatever_the_role_is_set_to(read: Database) -> None
     assert str(found[2]).startswith("ISO")
     writer.close()
     engine.dispose()
-

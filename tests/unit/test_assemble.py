@@ -47,7 +47,8 @@ def test_a_transaction_without_changes_still_tells_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "kept"), [(0, [10, 20, 30]), (11, [20, 30]), (20, [20, 30]), (21, [30]), (40, [])]
+    ("checkpoint", "kept"),
+    [(0, [10, 20, 30]), (11, [20, 30]), (20, [20, 30]), (21, [30]), (40, [])],
 )
 def test_what_the_checkpoint_covers_is_dropped_whole(checkpoint: int, kept: list[int]) -> None:
     assembler = Assembler(Lsn(checkpoint), piece_bytes=1)

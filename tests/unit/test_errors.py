@@ -11,6 +11,7 @@ import cdc.sink.engine
 from cdc import errors
 from cdc.errors import CdcError
 
+
 def family(kind: type[CdcError]) -> Iterator[type[CdcError]]:
     for child in kind.__subclasses__():
         yield child

@@ -26,8 +26,28 @@ def test_a_position_is_read_as_postgres_writes_it(text: str, value: int) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "now", "0", "/", "/1", "1/", "0/G", "0/123456789", "123456789/0", "-1/0", "0/-1", "1/2/3"]
-    + ["0x1/0", "1_0/0", " 1/0", "0/+1", "0/1\n", "-0/5", "1/ 1", "\N{ARABIC-INDIC DIGIT ONE}/0"],
+    [
+        "",
+        "now",
+        "0",
+        "/",
+        "/1",
+        "1/",
+        "0/G",
+        "0/123456789",
+        "123456789/0",
+        "-1/0",
+        "0/-1",
+        "1/2/3",
+        "0x1/0",
+        "1_0/0",
+        " 1/0",
+        "0/+1",
+        "0/1\n",
+        "-0/5",
+        "1/ 1",
+        "١/0",
+    ],
 )
 def test_what_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an LSN"):

@@ -27,7 +27,9 @@ def table(
     generated: str = "",
 ) -> SourceTable:
     described = tuple(
-        SourceColumn(c, COLUMNS[c], "", COLUMNS[c], "int" if COLUMNS[c] == 23 else "text", c == generated)
+        SourceColumn(
+            c, COLUMNS[c], "", COLUMNS[c], "int" if COLUMNS[c] == 23 else "text", c == generated
+        )
         for c in columns or ("id", "name", "email", "phone")
     )
     return SourceTable(TableName(schema, name), described, key, "default")
@@ -189,9 +191,7 @@ def test_a_generated_column_is_no_column_that_stays_null() -> None:
 
 
 def test_a_pattern_covers_tables_and_one_named_outright_wins() -> None:
-    tables = {
-        t.name: t for t in (table("authors"), table("posts"), table("posts", schema="other"))
-    }
+    tables = {t.name: t for t in (table("authors"), table("posts"), table("posts", schema="other"))}
     found = mirrors(
         [
             MirrorSettings(source="public.posts", exclude={"phone"}),

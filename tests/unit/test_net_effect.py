@@ -1,5 +1,6 @@
 """Net effects: merged and applied in their documented order, they end as one by one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,18 +84,22 @@ class Model:
         for table, effects in segment.items():
             if effects.truncated:
                 self.apply(Truncate(table))
-        for effects in segment.values():
-            for move in effects.moves.values():
-                self.make_way(move)
-            for move in effects.moves.values():
-                self.move(move)
+        self.apply_moves([m for effects in segment.values() for m in effects.moves.values()])
         for kind in ("deletes", "writes"):
             for effects in segment.values():
-                for operation in getattr(effects, kind).values():
-                    self.apply(operation)
+                self.apply_all(getattr(effects, kind).values())
         for effects in segment.values():
-            for append in effects.appends:
-                self.apply(append)
+            self.apply_all(effects.appends)
+
+    def apply_moves(self, moves: list[Move]) -> None:
+        for move in moves:
+            self.make_way(move)
+        for move in moves:
+            self.move(move)
+
+    def apply_all(self, operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            self.apply(operation)
 
 
 KEYS = st.integers(1, 4)
@@ -191,4 +196,6 @@ def test_a_truncate_forgets_what_came_before() -> None:
         effect.add(operation)
     effects = effect.segments[0][ONE]
     assert effects.truncated
-    assert not (effects.writes or effects.deletes or effects.moves)
+    assert not (effects.writes)
+    assert not (effects.deletes)
+    assert not (effects.moves)

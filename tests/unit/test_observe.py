@@ -107,7 +107,9 @@ def test_text_says_level_message_and_fields(
 
 @given(NAMES)
 def test_json_is_one_object_a_line(value: str) -> None:
-    record = logging.makeLogRecord({"name": "cdc.x", "msg": "m", "levelname": "INFO", "table": value})
+    record = logging.makeLogRecord(
+        {"name": "cdc.x", "msg": "m", "levelname": "INFO", "table": value}
+    )
     line = logs._Json().format(record)
     assert "\n" not in line
     found = json.loads(line)

@@ -41,7 +41,12 @@ from cdc.projection.registry import Registry, load
 SECRET = "s3cr3t"
 POSTS = Relation(
     TableName("public", "posts"),
-    (Column("id", 23, 23), Column("title", 25, 25), Column("body", 25, 25), Column("at", 1184, 1184)),
+    (
+        Column("id", 23, 23),
+        Column("title", 25, 25),
+        Column("body", 25, 25),
+        Column("at", 1184, 1184),
+    ),
     ("id",),
 )
 METADATA = sa.MetaData()
@@ -107,7 +112,9 @@ def operations(one: FunctionProjector, *changes: Change) -> list[Operation]:
 
 def refusal(function: Any, *changes: Change) -> str:
     with pytest.raises(ProjectionError) as caught:
-        operations(projecting(function, READ, TAGS, name="posts_to_read"), *(changes or (inserted(),)))
+        operations(
+            projecting(function, READ, TAGS, name="posts_to_read"), *(changes or (inserted(),))
+        )
     message = str(caught.value)
     for said in ("posts_to_read", "public.posts", "0/16B3748", "id='1'"):
         assert said in message
@@ -197,7 +204,10 @@ def test_rows_of_two_read_tables_move_each() -> None:
 
 def test_a_truncate_empties_the_read_tables_that_only_this_projector_writes() -> None:
     found = operations(projecting(simple, READ, TAGS), TRUNCATED)
-    assert [operation.table for operation in found if isinstance(operation, Truncate)] == [READ, TAGS]
+    assert [operation.table for operation in found if isinstance(operation, Truncate)] == [
+        READ,
+        TAGS,
+    ]
 
 
 def test_a_projector_that_shares_a_table_must_say_what_a_truncate_means() -> None:

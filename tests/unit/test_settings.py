@@ -150,7 +150,7 @@ def test_a_malformed_url_is_refused_without_its_password(tmp_path: Path, url: st
     "dsn", [f"postgresql://u:{SECRET}@h:x:y/%zz", f"password={SECRET} nosuch=1", f"pass {SECRET}"]
 )
 def test_a_malformed_dsn_is_refused_without_its_password(tmp_path: Path, dsn: str) -> None:
-    text = GOOD.replace(f"postgresql://cdc:{SECRET}@localhost/shop\"", f'{dsn}"')
+    text = GOOD.replace(f'postgresql://cdc:{SECRET}@localhost/shop"', f'{dsn}"')
     assert "source.dsn" in refusal(tmp_path, text)
 
 
@@ -197,7 +197,11 @@ def test_an_error_in_the_environment_names_the_key(
 
 @pytest.mark.parametrize(
     ("listen", "address"),
-    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:80", ("::1", 80)), ("localhost:1", ("localhost", 1))],
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::1]:80", ("::1", 80)),
+        ("localhost:1", ("localhost", 1)),
+    ],
 )
 def test_an_address_may_be_of_either_family(
     tmp_path: Path, listen: str, address: tuple[str, int]

@@ -17,6 +17,7 @@ from cdc.schema import SourceColumn, SourceTable
 from cdc.source.relations import Relations
 from cdc.source.wal2json import Wal2Json, options
 from cdc.values import UNCHANGED
+import contextlib
 
 TYPES = {"id": 23, "k2": 25, "v": 25, "big": 25, "big2": 25, "n": 1700, "f": 701, "b": 17, "g": 23}
 T = TableName("b", "t")
@@ -58,10 +59,14 @@ def decoded(source: SourceTable, *lines: bytes) -> list[Any]:
 
 def test_a_begin_and_a_commit_give_their_positions_and_time() -> None:
     recorded = [
-        b'{"action":"B","xid":736,"timestamp":"2026-11-23 21:24:31.539648+00","origin":0,'
-        b'"lsn":"0/156B240","nextlsn":"0/156B270"}',
-        b'{"action":"C","xid":736,"timestamp":"2026-11-23 21:24:31.539648+00","origin":0,'
-        b'"lsn":"0/156B240","nextlsn":"0/156B270"}',
+        (
+            b'{"action":"B","xid":736,"timestamp":"2026-11-23 21:24:31.539648+00","origin":0,'
+            b'"lsn":"0/156B240","nextlsn":"0/156B270"}'
+        ),
+        (
+            b'{"action":"C","xid":736,"timestamp":"2026-11-23 21:24:31.539648+00","origin":0,'
+            b'"lsn":"0/156B240","nextlsn":"0/156B270"}'
+        ),
     ]
     time = datetime(2026, 11, 23, 21, 24, 31, 539648, tzinfo=UTC)
     assert decoded(table("id"), *recorded) == [
@@ -307,7 +312,7 @@ def test_what_is_none_of_its_lines_is_a_protocol_error(payload: bytes) -> None:
 
 
 RECORDED = [
-    b'{"action":"B","xid":7,"timestamp":"2026-11-23 21:24:31.539648+00","lsn":"0/1","nextlsn":"0/2"}',
+    b'{"action":"B","xid":7,"timestamp":"2026-11-23 21:24:31.539648+00","lsn":"0/1"}',
     b'{"action":"C","xid":7,"lsn":"0/1","nextlsn":"0/2"}',
     b'{"action":"M","prefix":"cdc","content":"x"}',
     line("I", columns={"id": "1", "n": "1.50", "f": "-0", "b": '"00ff"', "v": '"\\u00e9"'}),
@@ -320,7 +325,7 @@ MUTATIONS = st.lists(
     st.tuples(
         st.integers(0, 4600),
         st.sampled_from(["cut", "set", "insert", "drop"]),
-        st.sampled_from([*b'"{}[],:\\0-9tfn'] + [0, 1, 0x80, 0xFF, 0xED]),
+        st.sampled_from([*b'"{}[],:\\0-9tfn', 0, 1, 128, 255, 237]),
     ),
     min_size=1,
     max_size=4,
@@ -389,10 +394,8 @@ JSON = st.recursive(
     )
 )
 def test_a_line_of_any_types_is_read_or_a_protocol_error(document: dict[str, Any]) -> None:
-    try:
+    with contextlib.suppress(ProtocolError):
         decoder(table("id", "v")).decode(json.dumps(document).encode())
-    except ProtocolError:
-        pass
 
 
 @pytest.mark.parametrize("name", [("public", "t"), ("Ünï", 'a"b.c,d*\\'), ("a b", "*")])
