@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cdc.lsn import Lsn
-from cdc.servers import Server, find
+from cdc.servers import Server
+from tests.conftest import installation, require
 
 SECONDS = 60
 FAST = {"fsync": False, "max_connections": 60}
@@ -20,13 +21,13 @@ FAST = {"fsync": False, "max_connections": 60}
 
 @pytest.fixture(scope="session")
 def write() -> Iterator[Server]:
-    with Server(find("installed"), {**FAST, "wal_sender_timeout": "5s"}) as server:
+    with Server(installation(), {**FAST, "wal_sender_timeout": "5s"}) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def read() -> Iterator[Server]:
-    with Server(find("installed"), FAST) as server:
+    with Server(installation(), FAST) as server:
         yield server
 
 
@@ -177,6 +178,8 @@ listen = "127.0.0.1:0"
 def pipeline(
     request: pytest.FixtureRequest, write: Server, read: Server, tmp_path: Path
 ) -> Iterator[Pipeline]:
+    if request.param == "wal2json":
+        require(write.installation.wal2json, "wal2json")
     made = Pipeline(write, read, tmp_path, request.param)
     yield made
     made.close()
@@ -185,6 +188,7 @@ def pipeline(
 @pytest.fixture
 def one_pipeline(write: Server, read: Server, tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline where the plugin makes no difference."""
-    made = Pipeline(write, read, tmp_path, "wal2json")
+    plugin = "wal2json" if write.installation.wal2json else "pgoutput"
+    made = Pipeline(write, read, tmp_path, plugin)
     yield made
     made.close()

@@ -7,6 +7,7 @@ import pytest
 
 from cdc.servers import Server, find
 from tests.acceptance.conftest import FAST, Pipeline, until
+from tests.conftest import installation
 
 
 def refuses(pipeline: Pipeline, code: int, *words: str, **environment: str) -> str:
@@ -94,7 +95,7 @@ def retries(url: str) -> float:
 
 @pytest.mark.parametrize("side", ["source", "read"])
 def test_a_wrong_password(ready, side):
-    with Server(find("installed"), FAST, auth="scram-sha-256") as locked:
+    with Server(installation(), FAST, auth="scram-sha-256") as locked:
         wrong = locked.dsn().replace(str(locked.password), "hush-hush")
         if side == "source":
             told = refuses(ready, 3, "password authentication failed", CDC_SOURCE__DSN=wrong)
@@ -105,7 +106,7 @@ def test_a_wrong_password(ready, side):
 
 
 def test_wal_level_replica(ready):
-    with Server(find("installed"), {**FAST, "wal_level": "replica"}) as server:
+    with Server(installation(), {**FAST, "wal_level": "replica"}) as server:
         server.psql("create table t (id int primary key)")
         refuses(ready, 3, "wal_level", "cdc check", CDC_SOURCE__DSN=server.dsn())
         done = ready.cdc("check", CDC_SOURCE__DSN=server.dsn())
@@ -135,7 +136,7 @@ def test_a_role_without_the_replication_attribute(ready):
 
 
 def test_no_free_slot(ready):
-    with Server(find("installed"), {**FAST, "max_replication_slots": 1}) as server:
+    with Server(installation(), {**FAST, "max_replication_slots": 1}) as server:
         server.psql("create table t (id int primary key)")
         server.psql("select pg_create_logical_replication_slot('other', 'test_decoding')")
         refuses(ready, 3, "all replication slots are in use", CDC_SOURCE__DSN=server.dsn())

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.acceptance.conftest import Pipeline, until
+from tests.conftest import require
 
 KILLS = 20
 
@@ -32,6 +33,7 @@ def copy_rows(pipeline: Pipeline, *tables: str) -> None:
 
 def pgbench(pipeline: Pipeline, *arguments: str) -> subprocess.Popen[bytes]:
     tool = pipeline.write.installation.bin / "pgbench"
+    require(tool.exists(), "pgbench")
     dsn = pipeline.write.dsn(pipeline.name)
     return subprocess.Popen([tool, *arguments, dsn], stdout=-3, stderr=-3)
 

@@ -22,6 +22,7 @@ Pair = tuple[Database, Database]
 CONFIRMED = """
 select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots where slot_name = %s
 """
+WALSENDER = "select active_pid from pg_replication_slots where slot_name = %s"
 EVERYTHING = [{"source": "public.*"}]
 
 
@@ -76,10 +77,14 @@ class Workload:
         ignore = "on conflict do nothing"
         return self.choose.choice(
             [
-                f"insert into plain values ({k}, {k}.{other}0, {long}, '\\x00ff', -0.0, 'so so')"
-                f"{clash} n = excluded.n, m = 'ok'",
-                f"insert into plain select i, i, {long} from generate_series(100, 100 + {some}) i"
-                f"{clash} f = random()",
+                (
+                    f"insert into plain values ({k}, {k}.{other}0, {long}, '\\x00ff', -0.0, 'so so')"
+                    f"{clash} n = excluded.n, m = 'ok'"
+                ),
+                (
+                    f"insert into plain select i, i, {long} from generate_series(100, 100 + {some}) i"
+                    f"{clash} f = random()"
+                ),
                 "update plain set n = n + 1, b = null where id % 3 = 0",
                 f"update plain set id = {k} where id = {other}",
                 "update plain set id = -id where id > 100 and id % 2 = 0",
@@ -427,6 +432,82 @@ def test_a_second_daemon_stands_by_and_takes_over(
     first.kill()
     second.wait_for(write.run("insert into t values (2)"))
     equal(write, read, "t")
+    assert second.stop() == 0
+
+
+@pytest.fixture
+def impatient_write(write: Database) -> Iterator[Database]:
+    """A write database whose server ends clients that say nothing for a second."""
+    write.run("alter system set wal_sender_timeout = 1000", "select pg_reload_conf()")
+    yield write
+    write.run("alter system reset all", "select pg_reload_conf()")
+
+
+def test_a_writer_that_waits_for_long_costs_no_connection(
+    impatient_write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+) -> None:
+    write = impatient_write
+    write.run("create table t (id int primary key, v text)")
+    daemon = cdc_start(
+        configuration(plugin, mirrors=EVERYTHING).with_(source={"queue_bytes": 65536})
+    )
+    daemon.wait_started()
+    daemon.wait_for(write.run("insert into t values (0)"))
+    pid = write.value(WALSENDER, daemon._slot)
+    with read.connect(autocommit=False) as blocking:
+        blocking.execute("lock table t")
+        lsn = write.run("insert into t select i, repeat('x', 500) from generate_series(1, 5000) i")
+        began = write.value("select clock_timestamp()")
+        heard = (
+            "select max(reply_time) - %s > interval '2.5 s' from pg_stat_replication where pid = %s"
+        )
+        daemon.wait_until(lambda: write.value(heard, began, pid))
+        assert read.value("select count(*) from cdc_checkpoint where lsn >= %s", int(lsn)) == 0
+    daemon.wait_for(lsn)
+    assert write.value(WALSENDER, daemon._slot) == pid
+    equal(write, read, "t")
+
+
+def test_a_fast_stop_of_the_write_server_waits_for_no_writer(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
+) -> None:
+    write.run("create table t (id int primary key)")
+    daemon = cdc_start(configuration(plugin, mirrors=EVERYTHING))
+    daemon.wait_started()
+    daemon.wait_for(write.run("insert into t values (0)"))
+    with read.connect(autocommit=False) as blocking:
+        blocking.execute("lock table t")
+        write.run("insert into t select generate_series(1, 5000)")
+        write.connection.close()
+        write.server.stop("fast", timeout=10)
+        write.server.start()
+        write.connection = write.connect()
+    daemon.wait_for(write.run("insert into t values (-1)"))
+    equal(write, read, "t")
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_daemon_stopped_while_its_slot_is_made_can_be_started_again(
+    databases: Pair, configuration: Configure, cdc_start: Start, plugin: str, number: signal.Signals
+) -> None:
+    write, read = databases
+    write.run("create table t (id int primary key)")
+    wanted = configuration(plugin, mirrors=EVERYTHING)
+    with write.connect(autocommit=False) as writing:
+        writing.execute("insert into t values (1)")
+        first = cdc_start(wanted)
+        first.wait_until(write.slots)
+        assert first.stop(number) == (0 if number is signal.SIGTERM else -number)
+        second = cdc_start(wanted)
+        second.wait_until(lambda: "standby" in second.log or second.checkpoint() or write.slots())
+    second.wait_started()
+    second.wait_for(write.run("insert into t values (2)"))
+    assert (2,) in read.rows("select * from t")
     assert second.stop() == 0
 
 

@@ -46,7 +46,7 @@ def test_a_position_is_read_as_postgres_writes_it(text: str, value: int) -> None
         "0/1\n",
         "-0/5",
         "1/ 1",
-        "١/0",
+        "\u0661/0",
     ],
 )
 def test_what_is_no_position_is_refused(text: str) -> None:

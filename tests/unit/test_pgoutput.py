@@ -1,5 +1,6 @@
 """pgoutput's messages, built by hand from Postgres's documentation."""
 
+import contextlib
 import struct
 from datetime import UTC, datetime
 
@@ -16,7 +17,6 @@ from cdc.schema import SourceColumn, SourceTable
 from cdc.source.pgoutput import PgOutput, options
 from cdc.source.relations import Relations
 from cdc.values import UNCHANGED
-import contextlib
 
 T = TableName("b", "t")
 OID = 70_000

@@ -1,5 +1,6 @@
 """wal2json's lines, as recorded from versions 2.5 and 2.6."""
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,6 @@ from cdc.schema import SourceColumn, SourceTable
 from cdc.source.relations import Relations
 from cdc.source.wal2json import Wal2Json, options
 from cdc.values import UNCHANGED
-import contextlib
 
 TYPES = {"id": 23, "k2": 25, "v": 25, "big": 25, "big2": 25, "n": 1700, "f": 701, "b": 17, "g": 23}
 T = TableName("b", "t")
