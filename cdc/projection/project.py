@@ -4,11 +4,12 @@ import traceback
 from collections.abc import Iterator
 
 from cdc.assemble import Transaction
-from cdc.change import Change, Relation, Truncated
+from cdc.change import Change, Relation, Truncated, Updated
 from cdc.errors import ProjectionError
 from cdc.operation import Operation
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
+from cdc.values import UNCHANGED
 
 
 def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Projector, Operation]]:
@@ -35,13 +36,21 @@ def _failed(
 ) -> ProjectionError:
     ours = isinstance(error, ProjectionError)
     # Another exception's message may hold values of the row: only its type and place are told.
-    cause = str(error) if ours else f"{type(error).__name__} at {_place(error)}"
+    cause = str(error) if ours else f"{type(error).__name__} at {_place(error)}{_unsent(change)}"
     return ProjectionError(
         f"projector {projector.name} failed on {describe(change)}, in the transaction committed "
         f"at {transaction.commit_lsn}: {cause}",
         hint=(error.hint if isinstance(error, ProjectionError) else None)
         or "mend the projector and start again: nothing after this transaction was applied",
     )
+
+
+def _unsent(change: Change) -> str:
+    """Name the columns that were UNCHANGED: the likeliest reason for a failure where there are."""
+    if not isinstance(change, Updated) or not change.partial:
+        return ""
+    names = [name for name in change.row if change.row.text(name) is UNCHANGED]
+    return f"; not sent, and UNCHANGED in the row: {', '.join(names)}"
 
 
 def describe(change: Change) -> str:

@@ -61,7 +61,14 @@ class Writer:
         return self._connection
 
     def resume(self, identity: checkpoints.Identity, lsn: Lsn) -> None:
-        """Begin at the checkpoint that was found, or has just been stored."""
+        """Begin at the checkpoint that was found, or has just been stored.
+
+        It is acknowledged at once, so it is brought to disk first: a daemon that was killed may
+        have stored it a moment ago. Raise ReadUnavailable.
+        """
+        if self._sink is not None:
+            with translated():
+                self._sink.flush()
         self._identity = identity
         self._checkpoint = self._durable = lsn
         self._not_durable.clear()

@@ -78,12 +78,12 @@ class Workload:
         return self.choose.choice(
             [
                 (
-                    f"insert into plain values ({k}, {k}.{other}0, {long}, '\\x00ff', -0.0, 'so so')"
+                    f"insert into plain values ({k}, {k}.{other}0, {long}, '\\x00', -0.0, 'so so')"
                     f"{clash} n = excluded.n, m = 'ok'"
                 ),
                 (
-                    f"insert into plain select i, i, {long} from generate_series(100, 100 + {some}) i"
-                    f"{clash} f = random()"
+                    f"insert into plain select i, i, {long} "
+                    f"from generate_series(100, 100 + {some}) i {clash} f = random()"
                 ),
                 "update plain set n = n + 1, b = null where id % 3 = 0",
                 f"update plain set id = {k} where id = {other}",
@@ -699,6 +699,26 @@ def test_a_column_dropped_while_streaming_stops_nothing(
     )
     daemon.wait_for(lsn)
     assert read.rows("select id, v, w from t order by id") == [(2, "c", None), (5, "c", 1)]
+
+
+def test_a_partition_attached_while_streaming_is_mirrored_too(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
+) -> None:
+    write.run(
+        "create table p (id int primary key, v text) partition by range (id)",
+        "create table p1 partition of p for values from (0) to (10)",
+    )
+    daemon = cdc_start(configuration(plugin, mirrors=EVERYTHING))
+    daemon.wait_started()
+    write.run(
+        "insert into p values (1, 'a')",
+        "create table p2 partition of p for values from (10) to (20)",
+        "insert into p values (11, 'b')",
+        "update p set v = 'c'",
+        "update p set id = 12 where id = 1",
+    )
+    daemon.wait_for(write.run())
+    equal(write, read, "p")
 
 
 def test_until_a_position_stops_there(

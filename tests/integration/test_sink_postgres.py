@@ -557,6 +557,7 @@ REFUSED = sa.Table(
     sa.Column("needed", sa.Text, nullable=False, server_default=""),
     sa.Column("mood", sa.Enum(Mood, name="mood")),
     sa.Column("checked", sa.Text),
+    sa.Column("indexed", sa.Text, index=True),
     sa.CheckConstraint(f"checked <> '{SECRET}'", name="no_secret"),
 )
 
@@ -575,6 +576,11 @@ REFUSED = sa.Table(
         {"checked": object()},
         {"checked": {1, 2}},
         {"n": 10**30},
+        {"n": [1, 2]},
+        {"n": True},
+        {"n": NOW},
+        {"n": SECRET.encode()},
+        {"indexed": "".join(map(chr, range(20_000, 30_000)))},
     ],
     ids=lambda values: f"{next(iter(values))}",
 )
@@ -600,6 +606,36 @@ def test_a_refused_row_is_named_by_projector_and_key_and_never_by_values(
     assert "good one" not in message
     assert sink.stored() == before
     assert len(sink.rows("refused")) == 1
+
+
+@pytest.mark.parametrize("key", [[1], "x", NOW, None, object()], ids=repr)
+@pytest.mark.parametrize("kind", [Upsert, Update, Delete])
+def test_a_key_of_another_type_is_refused_or_matches_nothing(
+    sink: Sink, key: Any, kind: Any, number: int
+) -> None:
+    """It never passes by itself, so it must not be retried; and it is the projector's doing."""
+    good = [kind(T, id=1000 + k) for k in range(number)]
+    try:
+        sink.apply(*good, kind(T, id=key))
+    except WriteRefused as error:
+        assert "scripted" in str(error)
+    else:
+        assert sink.stored() == sink.lsn
+
+
+def test_a_constraint_that_is_checked_at_the_commit_is_refused_with_its_name(
+    sink_of: Callable[..., Sink],
+) -> None:
+    parent = sa.Table("parent", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    sink = sink_of(parent, T)
+    sink.read.run(
+        "alter table t add constraint to_parent foreign key (id) references parent "
+        "deferrable initially deferred"
+    )
+    sink.apply(Upsert(T, id=1), Upsert(parent, id=1))
+    with pytest.raises(WriteRefused, match="to_parent"):
+        sink.apply(Upsert(T, id=2))
+    assert sink.rows() == [(1, None, "default")]
 
 
 def test_a_refused_row_in_a_later_piece_is_told_and_nothing_stays(sink: Sink, number: int) -> None:
