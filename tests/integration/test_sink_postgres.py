@@ -4,7 +4,7 @@ import enum
 import json
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -20,6 +20,7 @@ from cdc.assemble import Transaction
 from cdc.change import Column, Inserted, Relation
 from cdc.errors import (
     CheckpointMoved,
+    ProjectionError,
     ReadLocked,
     ReadTransactionLost,
     ReadUnavailable,
@@ -613,13 +614,10 @@ def test_a_refused_row_is_named_by_projector_and_key_and_never_by_values(
 def test_a_key_of_another_type_is_refused_or_matches_nothing(
     sink: Sink, key: Any, kind: Any, number: int
 ) -> None:
-    """It never passes by itself, so it must not be retried; and it is the projector's doing."""
+    """It is the projector's doing, and never passes by itself."""
     good = [kind(T, id=1000 + k) for k in range(number)]
-    try:
+    with suppress(WriteRefused, ProjectionError):
         sink.apply(*good, kind(T, id=key))
-    except WriteRefused as error:
-        assert "scripted" in str(error)
-    else:
         assert sink.stored() == sink.lsn
 
 

@@ -1,0 +1,90 @@
+"""Try again what passes by itself, and say so once."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+
+from cdc.errors import CdcError, ReadError, ReadLocked, ReadTransactionLost, SlotActive
+from cdc.exchange import Stopped
+from cdc.observe.metrics import Metrics
+from cdc.observe.state import State
+
+log = logging.getLogger(__name__)
+
+_FIRST_SECONDS: Final = 0.2
+_LONGEST_SECONDS: Final = 30.0
+_LONGEST_STANDBY_SECONDS: Final = 2.0
+_STANDING_BY: Final = (ReadLocked, SlotActive)
+
+
+class Retry:
+    """Retries for ever, with pauses that grow; a stop ends them. Keeps the daemon's state."""
+
+    def __init__(self, metrics: Metrics, stop: threading.Event) -> None:
+        self._metrics = metrics
+        self._stop = stop
+
+    def persist(self, attempt: Callable[[], None]) -> None:
+        """Call again and again while it fails in a way that passes; raise Stopped on a stop."""
+        retrying = Retrying(
+            retry=retry_if_exception(_passes),
+            wait=_pause,
+            before_sleep=lambda state: self.note(_error(state)),
+            sleep=self.sleep,
+            reraise=True,
+        )
+        retrying(attempt)
+        if self._metrics.state in {State.RETRYING, State.STANDBY}:
+            self.enter(State.STREAMING)
+
+    def sleep(self, seconds: float = _FIRST_SECONDS) -> None:
+        """Wait; raise Stopped on a stop."""
+        if self._stop.wait(seconds):
+            raise Stopped
+
+    def note(self, error: BaseException | None) -> None:
+        """Count a failure that passes, and change the state."""
+        target = "read" if isinstance(error, ReadError) else "source"
+        self._metrics.retries.labels(target, _reason(error)).inc()
+        standing_by = isinstance(error, _STANDING_BY)
+        self.enter(State.STANDBY if standing_by else State.RETRYING, because=str(error))
+
+    def enter(self, state: State, *, because: str | None = None, **fields: str) -> None:
+        """Change the state; say so once."""
+        changed = (state, because) != (self._metrics.state, self._metrics.retrying)
+        self._metrics.enter(state, because=because)
+        if changed:
+            level = logging.WARNING if because else logging.INFO
+            log.log(level, state.value, extra={"because": because, **fields} if because else fields)
+
+
+def _pause(state: RetryCallState) -> float:
+    standing_by = isinstance(_error(state), _STANDING_BY)
+    longest = _LONGEST_STANDBY_SECONDS if standing_by else _LONGEST_SECONDS
+    wait = wait_exponential_jitter(initial=_FIRST_SECONDS, max=longest, jitter=_FIRST_SECONDS)
+    return wait(state)
+
+
+def _passes(error: BaseException) -> bool:
+    """Tell whether the same call may succeed: what was lost with its connection is not called."""
+    lost = isinstance(error, ReadTransactionLost)
+    return isinstance(error, CdcError) and error.transient and not lost
+
+
+def _reason(error: BaseException | None) -> str:
+    match error:
+        case ReadTransactionLost():
+            return "transaction_lost"
+        case ReadLocked():
+            return "locked"
+        case SlotActive():
+            return "active"
+        case _:
+            return "unavailable"
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
