@@ -100,6 +100,11 @@ class _Write:
     def __init__(self, target: ReadModel, /, **values: Any) -> None:
         self.shape = _shape_for(target, tuple(values))
         self.values = tuple(values.values())
+        try:
+            hash(self.key)
+        except TypeError:
+            table = self.shape.table.name
+            raise ProjectionError(f"a key of {table} is a list or a dict: no key") from None
 
     @classmethod
     def of(cls, shape: Shape, values: tuple[Any, ...]) -> Self:

@@ -12,9 +12,10 @@ _PASSING: Final = ("25006", "55P03")
 
 # What a whole batch may violate though its transactions, one after the other, do not: uniqueness
 # and foreign keys (23), a row touched twice by one statement (21000), a truncate of a referenced
-# table (0A000). Values the type refuses (22) are looked for the same way, to name their key.
+# table (0A000). Values that the type refuses (22, 42804, 42883) or that are too large for an index
+# (54000) are looked for the same way, to name their key.
 _ROW_CLASSES: Final = ("21", "22", "23")
-_ROW_STATES: Final = ("0A000",)
+_ROW_STATES: Final = ("0A000", "42804", "42883", "54000")
 
 # libpq gives no SQLSTATE for a refused connection (docs/architecture.md), so here, and here
 # alone, a message's text decides. A text not listed, or in another language, is retried.

@@ -66,6 +66,7 @@ def plan(settings: Settings, source: Connection) -> Plan:
     wanted += [name for function in functions for name in function.sources]
     schema = describe(source, wanted)
     _require_sources(functions, schema)
+    _require_told_apart(settings, schema)
     hash_key = settings.projection.hash_key.get_secret_value().encode()
     mirrored = mirrors(settings.projection.mirrors, schema, hash_key=hash_key)
     registry = Registry([*functions, *mirrored])
@@ -75,6 +76,20 @@ def plan(settings: Settings, source: Connection) -> Plan:
             hint="name modules in [projection] modules, or add a [[projection.mirrors]]",
         )
     return Plan(registry, {name: schema[name] for name in registry.sources})
+
+
+def _require_told_apart(settings: Settings, schema: Schema) -> None:
+    """Refuse what wal2json cannot carry: it is told partitions by name, when streaming begins.
+
+    Rows of a partition that is attached later would be left out, and nobody would know.
+    """
+    partitioned = [str(table.name) for table in schema.values() if table.partitioned]
+    if partitioned and settings.source.plugin == "wal2json":
+        raise RegistryError(
+            f"{partitioned[0]} is partitioned: wal2json would leave out the rows of partitions "
+            "attached later",
+            hint='set source.plugin = "pgoutput", with another source.slot',
+        )
 
 
 def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> None:

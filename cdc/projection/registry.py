@@ -127,10 +127,10 @@ def _with_truncates(projector: Projector, writers: Counter[sa.Table]) -> Project
     if not isinstance(projector, FunctionProjector) or projector.on_truncate is not None:
         return projector
     shared = [table.name for table in projector.into if writers[table] > 1]
-    if shared:
+    if shared or len(projector.sources) > 1:
+        whose = f"shares {shared[0]} with another one" if shared else "has several source tables"
         raise RegistryError(
-            f"projector {projector.name} shares the read table {shared[0]} with another one: "
-            "say what a truncate of its source means",
+            f"projector {projector.name} {whose}: say what a truncate of a source means",
             hint="@projector(..., on_truncate=function), called with a Truncated and returning "
             "operations; `lambda change: None` leaves the rows",
         )

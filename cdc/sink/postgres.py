@@ -74,6 +74,11 @@ class PostgresSink:
         self._driver.execute("select pg_logical_emit_message(true, 'cdc', 'flush')")
         self._driver.commit()
 
+    def check_deferred(self) -> None:
+        """Check the constraints that wait for the commit now, while the rows can be told."""
+        both = "set constraints all immediate; set constraints all deferred"
+        self._driver.execute(both, prepare=False)
+
     def committed(self) -> None:
         """Note that the transaction is over: the server has emptied the staging tables."""
         self._filled.clear()

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -23,6 +24,11 @@ from cdc.projection.registry import Registry
 from cdc.sink import checkpoint as checkpoints
 from cdc.sink.engine import RowsRefused, connect, translated
 from cdc.sink.postgres import PostgresSink
+
+_MEND: Final = (
+    "mend the projector, the read table or the row there, and start again: nothing after this "
+    "transaction was applied"
+)
 
 
 class Writer:
@@ -157,6 +163,8 @@ class Writer:
             with translated():
                 for segment in batch.effect.segments:
                     sink.apply(segment)
+                if batch.complete:
+                    sink.check_deferred()
         except RowsRefused:
             savepoint.rollback()
             sink.rolled_back()
@@ -180,6 +188,20 @@ class Writer:
                     raise _refused(
                         error, projector, operations[-1], transaction.commit_lsn
                     ) from None
+            if transaction.ends:
+                self._check_deferred(transaction.commit_lsn)
+
+    def _check_deferred(self, commit_lsn: Lsn) -> None:
+        _, sink = self._opened()
+        try:
+            with translated():
+                sink.check_deferred()
+        except RowsRefused as error:
+            raise WriteRefused(
+                f"the read database refused the transaction committed at {commit_lsn} as a whole: "
+                f"{error}",
+                hint=_MEND,
+            ) from None
 
     def _commit(self, batch: Batch, end_lsn: Lsn) -> None:
         connection, sink = self._opened()
@@ -256,8 +278,7 @@ def _refused(
     return WriteRefused(
         f"projector {projector.name}: the read database refused {_described(operation)}, in the "
         f"transaction committed at {commit_lsn}: {error}",
-        hint="mend the projector, the read table or the row there, and start again: nothing after "
-        "this transaction was applied",
+        hint=_MEND,
     )
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from cdc.lsn import Lsn
-from tests.conftest import Configuration, Database, RunningDaemon, toml
+from tests.conftest import Configuration, Database, RunningDaemon, require, toml
 
 Configure = Callable[..., Configuration]
 Start = Callable[..., RunningDaemon]
@@ -254,6 +254,7 @@ def test_rows_that_are_left_out_of_a_mirror_stop_it_with_the_table(
     write: Database, configuration: Configure, cdc_run: Run
 ) -> None:
     """A key that is dropped while streaming: wal2json warns, and leaves the update out."""
+    require(write.server.installation.wal2json, "wal2json")
     write.run("create table t (id int primary key, v int)")
     wanted = configuration("wal2json", mirrors=[{"source": "public.t"}])
     cdc_run(wanted)
@@ -326,7 +327,7 @@ def test_writes_to_other_tables_move_checkpoint_and_slot(
 @pytest.fixture
 def lazy_read(read: Database) -> Iterator[Database]:
     """A read database whose server writes its WAL when it must."""
-    settings = ("wal_writer_delay = 10000", "wal_writer_flush_after = 0")
+    settings = ("wal_writer_delay = 10000", "wal_writer_flush_after = 1000000")
     read.run(*(f"alter system set {setting}" for setting in settings), "select pg_reload_conf()")
     yield read
     read.run("alter system reset all", "select pg_reload_conf()")

@@ -784,7 +784,7 @@ def test_a_lost_connection_and_a_checkpoint_that_moved_meanwhile(sink: Sink) -> 
 @pytest.fixture
 def lazy_server() -> Iterator[Server]:
     """A server that writes its WAL when it must."""
-    settings = {**FAST, "wal_writer_delay": 10_000, "wal_writer_flush_after": 0}
+    settings = {**FAST, "wal_writer_delay": 10_000, "wal_writer_flush_after": 1_000_000}
     with Server(installation(), settings) as server:
         yield server
 
