@@ -17,7 +17,7 @@ create table public.posts (
     title text not null,
     body text not null,
     author text not null,
-    published_at timestamptz
+    created_at timestamptz not null default now()
 );
 
 create table public.comments (

@@ -1,0 +1,130 @@
+"""Write the parts of the documentation that the code knows best; `python docs/generate.py`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import cdc.demo  # noqa: F401  for the errors it defines
+from cdc import errors
+from cdc.observe.metrics import Metrics
+from cdc.servers import ServerFailed
+from cdc.settings import MirrorSettings, Settings
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Made by docs/generate.py: change the code, and run it. -->\n"
+
+
+def configuration() -> str:
+    """Describe every key of the configuration."""
+    parts = [
+        "# Configuration\n",
+        NOTE,
+        "The file is TOML: `--config FILE`, else `CDC_CONFIG`, else `config/cdc.toml`. Every key is "
+        "also `CDC_<SECTION>__<KEY>` in the environment, which wins; lists are JSON there. Unknown "
+        "keys are errors. [config/cdc.toml](../config/cdc.toml) has them all with comments.\n",
+    ]
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        parts += [f"## [{name}]\n", _table(section, f"CDC_{name.upper()}__")]
+    parts += ["## [[projection.mirrors]]\n", _table(MirrorSettings, None)]
+    return "\n".join(parts)
+
+
+def _table(model: Any, prefix: str | None) -> str:
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        variable = f"<br>`{prefix}{name.upper()}`" if prefix else ""
+        default = "required" if field.is_required() else f"`{_default(field)}`"
+        rows.append(f"| `{name}`{variable} | {default} | {_meaning(field)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(field: Any) -> str:
+    value = field.default
+    if value is PydanticUndefined or isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, frozenset | tuple | dict):
+        return "{}" if isinstance(value, dict) else "[]"
+    text = getattr(value, "get_secret_value", lambda: value)()
+    return {None: "none", "": '""', False: "false"}.get(text, str(text))
+
+
+def _meaning(field: Any) -> str:
+    choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+    one_of = f" One of: {', '.join(choices)}." if choices else ""
+    return f"{field.description or ''}{one_of}".replace("|", "\\|")
+
+
+def metrics() -> str:
+    """Describe every metric the daemon serves."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    made = Metrics()
+    for family in sorted(made.registry.collect(), key=lambda family: family.name):
+        if family.name.startswith("cdc_"):
+            suffix = "_total" if family.type == "counter" else ""
+            rows.append(
+                f"| `{family.name}{suffix}` | {family.type} | {_labels(made, family.name)} | "
+                f"{family.documentation} |"
+            )
+    return "\n".join(
+        [
+            "# Metrics\n",
+            NOTE,
+            "`GET /metrics`, for Prometheus. Base units; labels only from closed sets; every series "
+            "is there from the start. `process_*` is there too.\n",
+            *rows,
+            "",
+            _LAG,
+        ]
+    )
+
+
+_LAG = """\
+`cdc_replication_lag_seconds` is 0 when all that was written is applied, also on an idle database,
+and grows while nothing moves although something was written: the write database's position is
+sampled every second, and what counts is the age of the oldest sample, or of the oldest received
+transaction, that the checkpoint has not reached.
+"""
+
+
+def _labels(made: Metrics, name: str) -> str:
+    for collector, names in made.registry._collector_to_names.items():  # noqa: SLF001
+        if name in names:
+            return ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
+    return ""
+
+
+def error_table() -> str:
+    """Describe every error, as a tree, with exit codes."""
+    rows = ["| error | exit code | retried | means |", "|---|---|---|---|"]
+    for depth, kind in _tree(errors.CdcError, 0):
+        retried = "yes" if kind.transient else ""
+        indent = "&nbsp;" * 4 * depth
+        meaning = " ".join((kind.__doc__ or "").split())
+        rows.append(f"| {indent}`{kind.__name__}` | {kind.exit_code} | {retried} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _tree(kind: type[errors.CdcError], depth: int) -> Iterator[tuple[int, type[errors.CdcError]]]:
+    yield depth, kind
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__ or child is ServerFailed:
+            yield from _tree(child, depth + 1)
+
+
+def error_page() -> str:
+    """Put the table between the prose of docs/errors.md."""
+    text = (HERE / "errors.md").read_text() if (HERE / "errors.md").exists() else ""
+    before, _, rest = text.partition("<!-- errors -->")
+    _, _, after = rest.partition("<!-- /errors -->")
+    return f"{before}<!-- errors -->\n{error_table()}<!-- /errors -->{after}"
+
+
+PAGES = {"configuration.md": configuration, "metrics.md": metrics, "errors.md": error_page}
+
+if __name__ == "__main__":
+    for page, make in PAGES.items():
+        (HERE / page).write_text(make())
