@@ -99,16 +99,21 @@ class Pipeline:
     # The stream thread.
 
     def _receive(self) -> None:
-        while not self.stop.is_set() and not self._errors:
-            for frame in self.stream.frames(seconds=self._until_idle_position()):
-                if isinstance(frame, Data):
-                    self._take(frame)
-                else:
-                    self._keep_alive(frame)
-            self._offer_arrived()
-            self._offer_idle_position()
-            self.stream.feedback()
-        self.exchange.finish()
+        try:
+            while not self.stop.is_set() and not self._errors:
+                self._receive_some()
+        finally:
+            self.exchange.finish()
+
+    def _receive_some(self) -> None:
+        for frame in self.stream.frames(seconds=self._until_idle_position()):
+            if isinstance(frame, Data):
+                self._take(frame)
+            else:
+                self._keep_alive(frame)
+        self._offer_arrived()
+        self._offer_idle_position()
+        self.stream.feedback()
 
     def _take(self, frame: Data) -> None:
         payload = frame.payload

@@ -91,10 +91,9 @@ class Session:
         ):
             plan = setup.plan(self._settings, source)
             setup.prepare_read_side(read, plan.registry)
-            setup.prepare_source(self._settings, source, plan)
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
             identity, lsn = setup.begin(
-                self._settings, source=source, replication=replication, read=read
+                self._settings, plan, source=source, replication=replication, read=read
             )
             self._writer.resume(identity, lsn)
             self._find_target(source)

@@ -17,14 +17,23 @@ HERE = Path(__file__).parent
 NOTE = "<!-- Made by docs/generate.py: change the code, and run it. -->\n"
 
 
+_INTRODUCTION = (
+    "The file is TOML: `--config FILE`, else `CDC_CONFIG`, else `config/cdc.toml`. Every key is "
+    "also `CDC_<SECTION>__<KEY>` in the environment, which wins; lists are JSON there. Unknown "
+    "keys are errors. [config/cdc.toml](../config/cdc.toml) has them all with comments.\n"
+)
+_SERIES = (
+    "`GET /metrics`, for Prometheus. Base units; labels only from closed sets; every series is "
+    "there from the start. `process_*` is there too.\n"
+)
+
+
 def configuration() -> str:
     """Describe every key of the configuration."""
     parts = [
         "# Configuration\n",
         NOTE,
-        "The file is TOML: `--config FILE`, else `CDC_CONFIG`, else `config/cdc.toml`. Every key is "
-        "also `CDC_<SECTION>__<KEY>` in the environment, which wins; lists are JSON there. Unknown "
-        "keys are errors. [config/cdc.toml](../config/cdc.toml) has them all with comments.\n",
+        _INTRODUCTION,
     ]
     for name, field in Settings.model_fields.items():
         section = field.annotation
@@ -73,8 +82,7 @@ def metrics() -> str:
         [
             "# Metrics\n",
             NOTE,
-            "`GET /metrics`, for Prometheus. Base units; labels only from closed sets; every series "
-            "is there from the start. `process_*` is there too.\n",
+            _SERIES,
             *rows,
             "",
             _LAG,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
-from psycopg import sql
 
 from cdc.errors import CdcError, SourceError, SourceNotReady
 from cdc.names import TableName
@@ -205,16 +204,23 @@ def _tables(settings: Settings, source: Connection, plan: setup.Plan) -> Finding
             )
     if settings.source.plugin == "pgoutput":
         wanted = plan.publications(settings.source.publication)
-        for statement in publication.differences(source, wanted):
-            yield _publication_finding(source, statement)
+        for difference in publication.differences(source, wanted):
+            yield _publication_finding(source, difference)
 
 
-def _publication_finding(source: Connection, statement: sql.Composed) -> Finding:
+def _publication_finding(source: Connection, difference: publication.Difference) -> Finding:
+    remedy = f"as the tables' owner: {difference.statement.as_string(source)};"
+    if difference.adds:
+        return Finding(
+            "the publication does not list all the tables yet",
+            "`cdc setup` and `cdc run` add them, if the role owns the tables",
+            remedy,
+            blocks=False,
+        )
     return Finding(
-        "the publication does not list the tables yet",
-        "`cdc setup` and the first `cdc run` change it, if the role owns the tables",
-        f"as the tables' owner: {statement.as_string(source)};",
-        blocks=False,
+        "the publication leaves out changes, rows or columns that are wanted",
+        "they would never arrive",
+        f"choose another source.publication; or, {remedy}",
     )
 
 

@@ -25,11 +25,12 @@ def drop(settings: Settings) -> list[str]:
 
 
 def _drop_from_source(settings: Settings, source: Connection) -> list[str]:
+    """Drop the slot, and the publications unless another slot may be using them."""
     name, removed = settings.source.slot, []
     if slot.read_slot(source, name) is not None:
         slot.drop_slot(source, name)
         removed.append(f"slot {name}")
-    if settings.source.plugin == "pgoutput":
+    if settings.source.plugin == "pgoutput" and not publication.shared(source, name):
         dropped = publication.drop_publications(source, settings.source.publication)
         removed += [f"publication {publication_name}" for publication_name in dropped]
     return removed

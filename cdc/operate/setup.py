@@ -121,14 +121,19 @@ def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
         log.info("created read table", extra={"table": table.fullname})
 
 
-def prepare_source(settings: Settings, source: Connection, plan: Plan) -> None:
+def _prepare_source(settings: Settings, source: Connection, plan: Plan) -> None:
     """Create or extend the publications, where the plugin needs them."""
     if settings.source.plugin == "pgoutput":
         publication.publish(source, plan.publications(settings.source.publication))
 
 
 def begin(
-    settings: Settings, *, source: Connection, replication: Connection, read: sa.Connection
+    settings: Settings,
+    plan: Plan,
+    *,
+    source: Connection,
+    replication: Connection,
+    read: sa.Connection,
 ) -> tuple[checkpoint.Identity, Lsn]:
     """Find where to begin, creating the slot on the first start.
 
@@ -141,6 +146,7 @@ def begin(
     with translated(), read.begin():
         stored = checkpoint.load(read, name)
     start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         return identity, stored.lsn
     if stored is None:
@@ -171,8 +177,7 @@ def set_up(settings: Settings) -> Lsn:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
             prepare_read_side(read, wanted.registry)
-            prepare_source(settings, source, wanted)
-            _, lsn = begin(settings, source=source, replication=replication, read=read)
+            _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()
     return lsn

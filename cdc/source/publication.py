@@ -5,7 +5,7 @@ insert-only tables have a publication of their own that publishes inserts and tr
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg import sql
 
@@ -27,8 +27,15 @@ from pg_publication_rel r
 join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
 where r.prpubid = %s
 """
-_HAS_SCHEMAS: Final = "select to_regclass('pg_catalog.pg_publication_namespace') is not null"
-_SCHEMAS: Final = "select 1 from pg_publication_namespace where pnpubid = %s"
+_PARTITIONED: Final = """
+select 1 from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind = 'p'
+  and (n.nspname, c.relname) in (select * from unnest(%s::text[], %s::text[]))
+"""
+_OTHER_SLOTS: Final = """
+select 1 from pg_replication_slots
+where plugin = 'pgoutput' and database = current_database() and slot_name <> %s
+"""
 
 Wanted = dict[str, tuple[list[TableName], str]]
 
@@ -44,17 +51,28 @@ def wanted(
     return {name: (tables, publish) for name, (tables, publish) in both.items() if tables}
 
 
-def differences(connection: Connection, publications: Wanted) -> list[sql.Composed]:
-    """Give the SQL that would make the publications list exactly the wanted tables."""
-    statements = []
+class Difference(NamedTuple):
+    """SQL that a publication wants. `adds` tells that it takes nothing away from anybody."""
+
+    statement: sql.Composed
+    adds: bool
+
+
+def differences(connection: Connection, publications: Wanted) -> list[Difference]:
+    """Give the SQL that would make the publications bring all that is wanted of them.
+
+    Other tables in them are left alone: another pipeline may share them.
+    """
+    found = []
     for name, (tables, publish) in publications.items():
-        statements += _difference(connection, name, tables, publish=publish)
-    return statements
+        found += _differences(connection, name, tables, publish=publish)
+    return found
 
 
-def _difference(
+def _differences(
     connection: Connection, name: str, tables: list[TableName], *, publish: str
-) -> list[sql.Composed]:
+) -> list[Difference]:
+    quoted = sql.Identifier(name)
     options = sql.SQL("publish = {}, publish_via_partition_root = true").format(
         sql.Literal(publish)
     )
@@ -62,27 +80,28 @@ def _difference(
         found = connection.execute(_OPTIONS, [name]).fetchone()
         if found is None:
             create = sql.SQL("create publication {} for table {} with ({})")
-            return [create.format(sql.Identifier(name), _listed(tables), options)]
+            return [Difference(create.format(quoted, _listed(tables), options), adds=True)]
         oid, via_root, published = found
-        exact = _lists_exactly(connection, oid, tables)
+        rows = connection.execute(_TABLES, [oid]).fetchall()
+        wants_root = not via_root and _any_partitioned(connection, tables)
+    whole = {TableName(schema, table) for schema, table, narrowed in rows if not narrowed}
+    narrowed = {TableName(schema, table) for schema, table, narrowed in rows if narrowed}
     statements = []
-    if not exact:
-        set_tables = sql.SQL("alter publication {} set table {}")
-        statements.append(set_tables.format(sql.Identifier(name), _listed(tables)))
-    if not via_root or published != publish:
+    if missing := [table for table in tables if table not in whole | narrowed]:
+        add = sql.SQL("alter publication {} add table {}")
+        statements.append(Difference(add.format(quoted, _listed(missing)), adds=True))
+    if cut := [table for table in tables if table in narrowed]:
+        widen = sql.SQL("alter publication {0} drop table {1}; alter publication {0} add table {1}")
+        statements.append(Difference(widen.format(quoted, _listed(cut)), adds=False))
+    if wants_root or not set(publish.split(", ")) <= set(published.split(", ")):
         set_options = sql.SQL("alter publication {} set ({})")
-        statements.append(set_options.format(sql.Identifier(name), options))
+        statements.append(Difference(set_options.format(quoted, options), adds=False))
     return statements
 
 
-def _lists_exactly(connection: Connection, oid: int, tables: list[TableName]) -> bool:
-    """Tell whether the publication has these tables whole, and nothing else."""
-    rows = connection.execute(_TABLES, [oid]).fetchall()
-    row = connection.execute(_HAS_SCHEMAS).fetchone()
-    schemas = connection.execute(_SCHEMAS, [oid]).fetchone() if row and row[0] else None
-    narrowed = any(narrowed for *_, narrowed in rows)
-    listed = {TableName(schema, table) for schema, table, _ in rows}
-    return listed == set(tables) and not narrowed and schemas is None
+def _any_partitioned(connection: Connection, tables: list[TableName]) -> bool:
+    schemas, names = [t.schema for t in tables], [t.table for t in tables]
+    return bool(connection.execute(_PARTITIONED, [schemas, names]).fetchall())
 
 
 def _listed(tables: list[TableName]) -> sql.Composed:
@@ -90,16 +109,32 @@ def _listed(tables: list[TableName]) -> sql.Composed:
 
 
 def publish(connection: Connection, publications: Wanted) -> None:
-    """Create or change the publications where needed; raise SourceNotReady where not allowed."""
-    for statement in differences(connection, publications):
+    """Create or extend the publications where needed.
+
+    Raise SourceNotReady where that is not allowed, or where one leaves out what is wanted: it is
+    somebody's own, and not changed.
+    """
+    for difference in differences(connection, publications):
+        statement = difference.statement.as_string(connection)
+        if not difference.adds:
+            raise SourceNotReady(
+                "a publication leaves out changes, rows or columns that are wanted",
+                hint=f"choose another source.publication; or, as its owner: {statement}",
+            )
         try:
             with translated():
-                connection.execute(statement)
+                connection.execute(difference.statement)
         except SourceNotReady as error:
             raise SourceNotReady(
                 f"the publication cannot be made: {error}",
-                hint=f"as the tables' owner, run: {statement.as_string(connection)}",
+                hint=f"as the tables' owner, run: {statement}",
             ) from None
+
+
+def shared(connection: Connection, slot: str) -> bool:
+    """Tell whether another slot of this database decodes with pgoutput."""
+    with translated():
+        return bool(connection.execute(_OTHER_SLOTS, [slot]).fetchall())
 
 
 def drop_publications(connection: Connection, publication: str) -> list[str]:

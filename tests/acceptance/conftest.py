@@ -74,9 +74,7 @@ listen = "127.0.0.1:0"
     def mirror(self, *tables: str, insert_only: str | None = None) -> None:
         parts = [f'[[projection.mirrors]]\nsource = "{table}"' for table in tables]
         if insert_only:
-            parts.append(
-                f'[[projection.mirrors]]\nsource = "{insert_only}"\ninsert_only = true'
-            )
+            parts.append(f'[[projection.mirrors]]\nsource = "{insert_only}"\ninsert_only = true')
         self.configure("\n".join(parts))
 
     def source(self, sql: str) -> list[tuple]:

@@ -118,7 +118,9 @@ def test_every_series_is_there_from_the_start_and_counts_what_happened(ready):
     until(lambda: value(url, "cdc_replication_lag_bytes") == 0, what="no lag in bytes")
     assert value(url, "cdc_replication_lag_seconds") == 0
     states = {
-        dict(labels)["state"]: at for (name, labels), at in series(url).items() if name == "cdc_state"
+        dict(labels)["state"]: at
+        for (name, labels), at in series(url).items()
+        if name == "cdc_state"
     }
     assert states == {
         "starting": 0,

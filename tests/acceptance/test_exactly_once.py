@@ -1,10 +1,12 @@
 """Whatever is killed when, each transaction takes effect once."""
 
+import json
 import random
 import re
 import signal
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import psycopg
@@ -227,3 +229,28 @@ def test_writes_to_other_tables_move_slot_and_checkpoint(pipeline):
         ),
         what="the slot follows",
     )
+
+
+def test_a_signal_while_the_queue_is_full_drains_and_exits_zero(pipeline):
+    pipeline.source("create table t (id int primary key, v text)")
+    pipeline.mirror("public.t")
+    process = pipeline.start(CDC_SOURCE__QUEUE_BYTES="65536", CDC_READ__BATCH_CHANGES="100")
+    pipeline.caught_up()
+    with psycopg.connect(pipeline.read.dsn(pipeline.name)) as reader:
+        reader.execute("lock table t in access exclusive mode")
+        for part in range(50):
+            pipeline.source(
+                f"insert into t select {part * 1000} + g, 'x' from generate_series(1, 1000) g"
+            )
+        url = pipeline.url(process)
+        until(lambda: queued(url) > 50_000, what="the queue is full")
+        process.terminate()
+        until(lambda: "stopping" in pipeline.log(process), what="it drains")
+    assert process.wait(30) == 0
+    assert pipeline.cdc("run", "--until", "now").returncode == 0
+    assert pipeline.same("t")
+
+
+def queued(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/status") as answer:
+        return int(json.load(answer)["queued_bytes"])

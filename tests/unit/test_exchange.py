@@ -135,7 +135,7 @@ def test_a_failure_ends_every_wait() -> None:
         exchange.hand_over(Batch())
 
 
-def test_nothing_is_lost_or_reordered_between_three_threads() -> None:  # noqa: C901
+def test_nothing_is_lost_or_reordered_between_three_threads() -> None:
     exchange, received = Exchange(50), []
 
     def receive() -> None:
