@@ -61,7 +61,7 @@ class Workload:
 
     def __init__(self, write: Database, seed: int) -> None:
         self.write = write
-        self.choose = random.Random(seed)  # noqa: S311
+        self.choose = random.Random(seed)
 
     def key(self, most: int = 12) -> int:
         return self.choose.randint(1, most)

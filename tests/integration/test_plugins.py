@@ -610,7 +610,7 @@ def test_random_writes(write: Database, recorder: Callable[..., Recorder], seed:
         "alter table a alter t set storage external",
     )
     record = recorder("a", "b")
-    choose = random.Random(seed)  # noqa: S311
+    choose = random.Random(seed)
     for _ in range(60):
         statements = [random_statement(choose) for _ in range(choose.randint(1, 6))]
         with suppress(Exception):
