@@ -33,6 +33,7 @@ _TARGET_SECONDS: Final = 0.1
 _CONNECTING_SECONDS: Final = 1.0
 _SWITCH_SECONDS: Final = 0.0005
 _COLLECT_AFTER: Final = (50_000, 20, 20)
+_ADMIN_SHUTDOWN: Final = "57P01"
 _EXIT_AT_ONCE: Final = 130
 
 
@@ -134,7 +135,9 @@ class Daemon:
             try:
                 connection = connection or connect(dsn)
                 self._metrics.lag.sampled(slot.current_lsn(connection), now=time.time())
-            except CdcError:  # the session says what is wrong, and retries
+            except CdcError as error:  # the session says what is wrong, and retries
+                if _ADMIN_SHUTDOWN in str(error):
+                    self._session.source_stopping.set()
                 if connection is not None:
                     connection.close()
                 connection = None

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from cdc.assemble import Assembler, Transaction
+from cdc.errors import SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.message import Emitted, Message
@@ -40,7 +41,8 @@ class Pipeline:
     """Three threads, one direction: receive, project, write.
 
     `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
-    fails in a way that passes by itself.
+    fails in a way that passes by itself. `source_stopping` tells that the write database is being
+    shut down: it waits for what it sends to be read, which a full queue would keep it from.
     """
 
     start: Lsn
@@ -55,6 +57,7 @@ class Pipeline:
     batch_bytes: int
     persist: Callable[[Callable[[], None]], None]
     stop: threading.Event
+    source_stopping: threading.Event
 
     _errors: list[BaseException] = field(default_factory=list, init=False)
     _arrived: list[Transaction] = field(default_factory=list, init=False)
@@ -77,6 +80,8 @@ class Pipeline:
         for thread in others:
             thread.start()
         self._guarded(self._receive)
+        if self._errors:
+            self.stream.close()  # a server that shuts down waits for it
         for thread in others:
             while thread.is_alive():
                 self._guarded(self.stream.feedback)
@@ -168,6 +173,8 @@ class Pipeline:
             self.stream.feedback()
             if self.stop.is_set():
                 raise Stopped
+            if self.source_stopping.is_set():
+                raise SourceUnavailable("write database: it is shutting down")
         last = items[-1]
         end_lsn = last.end_lsn if isinstance(last, Transaction) else last
         self._offered_lsn = max(self._offered_lsn, end_lsn or self._offered_lsn)

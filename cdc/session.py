@@ -50,6 +50,7 @@ class Session:
         self._until = until
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
+        self.source_stopping = threading.Event()
         self.target: Lsn | None = None
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
@@ -137,6 +138,7 @@ class Session:
             insert_only=plan.insert_only,
         )
         self.stream.start(lsn)
+        self.source_stopping.clear()
         self.exchange = Exchange(settings.source.queue_bytes)
         decoder: Decoder = _DECODERS[settings.source.plugin](Relations(plan.schema))
         return Pipeline(
@@ -152,6 +154,7 @@ class Session:
             batch_bytes=settings.read.batch_bytes,
             persist=retry.persist,
             stop=self._stopped,
+            source_stopping=self.source_stopping,
         )
 
     def _find_target(self, source: Connection) -> None:

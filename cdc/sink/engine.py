@@ -42,6 +42,7 @@ def create_engine(url: str) -> sa.Engine:
     return sa.create_engine(
         parsed,
         poolclass=sa.pool.NullPool,
+        pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
         connect_args={"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8"},
     )
 

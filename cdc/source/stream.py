@@ -7,6 +7,7 @@ serves one START_REPLICATION: a second one on it ends at once, without an error.
 import os
 import select
 import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -102,6 +103,8 @@ class Stream:
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._plugin_warning: str | None = None
         self._expected_endings = tuple(f'table "{n.schema}"."{n.table}"' for n in insert_only)
+        self._open = threading.Lock()
+        self._closed = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     @property
@@ -213,12 +216,13 @@ class Stream:
 
     def wake(self) -> None:
         """End a wait in `frames`."""
-        with suppress(BlockingIOError):  # the pipe is full of wake-ups already
-            os.write(self._wake_write, b".")
+        with self._open, suppress(BlockingIOError):  # the pipe is full of wake-ups already
+            if not self._closed:
+                os.write(self._wake_write, b".")
 
     def feedback(self) -> None:
         """Send the standby status if it is due; raise SourceUnavailable."""
-        if self._until_feedback() <= 0:
+        if not self._closed and self._until_feedback() <= 0:
             self._send_status(self._acknowledged)
 
     def reply(self) -> None:
@@ -251,7 +255,9 @@ class Stream:
                 self._pgconn.consume_input()
 
     def close(self) -> None:
-        """Report the last acknowledgement and leave; never raise."""
+        """Report the last acknowledgement and leave; never raise. Closing again does nothing."""
+        if self._closed:
+            return
         try:
             if self._acknowledged > self._reported:
                 self._send_status(self._acknowledged)
@@ -260,6 +266,8 @@ class Stream:
         except (SourceUnavailable, psycopg.Error):
             pass  # it is gone already: what it was not told, it will send again
         finally:
-            self._connection.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            with self._open:
+                self._closed = True
+                self._connection.close()
+                os.close(self._wake_read)
+                os.close(self._wake_write)

@@ -12,8 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.acceptance.conftest import Pipeline, until
-from tests.conftest import require
+from cdc.servers import Server
+from tests.acceptance.conftest import FAST, Pipeline, until
+from tests.conftest import installation, require
 
 KILLS = 20
 
@@ -254,3 +255,33 @@ def test_a_signal_while_the_queue_is_full_drains_and_exits_zero(pipeline):
 def queued(url: str) -> int:
     with urllib.request.urlopen(f"{url}/status") as answer:
         return int(json.load(answer)["queued_bytes"])
+
+
+@pytest.mark.parametrize("rows", [1, 300_000])
+def test_a_fast_shutdown_of_the_write_server_does_not_hang(tmp_path, read, rows):
+    """Not while the read side is blocked, nor with the queue full; and streaming goes on after."""
+    with Server(installation(), FAST) as server:
+        pipeline = Pipeline(server, read, tmp_path, "pgoutput")
+        pipeline.source("create table t (id int primary key, v text)")
+        pipeline.mirror("public.t")
+        process = pipeline.start()
+        pipeline.caught_up()
+        with psycopg.connect(read.dsn(pipeline.name)) as reader:
+            reader.execute("lock table t in access exclusive mode")
+            pipeline.source(
+                f"insert into t select g, 'some text' from generate_series(1, {rows}) g"
+            )
+            until(
+                lambda: pipeline.target(
+                    "select 1 from pg_stat_activity where wait_event_type = 'Lock' "
+                    "and datname = current_database()"
+                ),
+                what="the write waits for the lock",
+            )
+            server.stop("fast", timeout=20)
+        server.start()
+        pipeline.caught_up()
+        assert pipeline.same("t")
+        process.terminate()
+        assert process.wait(30) == 0
+        pipeline.close()
