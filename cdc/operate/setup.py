@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from cdc.errors import RegistryError
+from cdc.errors import CdcError, RegistryError
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operate.startup import Start, decide
@@ -149,22 +149,31 @@ def begin(
     _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         return identity, stored.lsn
-    if stored is None:
-        with translated(), read.begin():
-            checkpoint.intend(read, identity)
-    lsn = (
-        Lsn(state.confirmed_flush)
-        if start is Start.ADOPT_SLOT and state is not None and state.confirmed_flush is not None
-        else _create_slot(replication, name, plugin)
-    )
+    with translated(), read.begin():
+        checkpoint.intend(read, identity)
+    if start is Start.ADOPT_SLOT and state is not None and state.confirmed_flush is not None:
+        lsn = Lsn(state.confirmed_flush)
+    else:
+        lsn = _create_slot(replication, identity, read=read)
     with translated(), read.begin():
         checkpoint.advance(read, identity, old=None, new=lsn, commit_time=None)
     return identity, lsn
 
 
-def _create_slot(replication: Connection, name: str, plugin: str) -> Lsn:
-    lsn = slot.create_slot(replication, name, plugin)
-    log.info("created slot", extra={"slot": name, "plugin": plugin, "lsn": str(lsn)})
+def _create_slot(
+    replication: Connection, identity: checkpoint.Identity, *, read: sa.Connection
+) -> Lsn:
+    """Create the slot; where that fails, take the intent back."""
+    try:
+        lsn = slot.create_slot(replication, identity.slot, identity.plugin)
+    except CdcError:
+        with translated(), read.begin():
+            checkpoint.abandon(read, identity.slot)
+        raise
+    log.info(
+        "created slot",
+        extra={"slot": identity.slot, "plugin": identity.plugin, "lsn": str(lsn)},
+    )
     return lsn
 
 

@@ -46,21 +46,24 @@ def decide(
                 f"source.slot; or, if nobody needs it: select pg_drop_replication_slot('{name}')",
             )
         return Start.CREATE_SLOT
-    _require_same_source(checkpoint, system, plugin=plugin)
     if checkpoint.lsn is None:
+        if slot is None:
+            return Start.CREATE_SLOT
+        _require_same_source(checkpoint, system, plugin=plugin)
         return _after_an_intent(slot, system, name=name, plugin=plugin)
+    _require_same_source(checkpoint, system, plugin=plugin)
     _require_reached(checkpoint.lsn, system)
     usable = _require_usable(slot, system, name=name, plugin=plugin)
     _require_unconsumed(checkpoint.lsn, usable)
     return Start.STREAM
 
 
-def _after_an_intent(slot: SlotState | None, system: System, *, name: str, plugin: str) -> Start:
+def _after_an_intent(slot: SlotState, system: System, *, name: str, plugin: str) -> Start:
     """Go on after being killed between noting that the slot would be made and its position."""
-    if slot is None:
-        return Start.CREATE_SLOT
     if slot.confirmed_flush is None:
         raise SlotActive(f"slot {name} is still being created, by process {slot.active_pid}")
+    if slot.active:
+        raise SlotActive(f"slot {name} is read by process {slot.active_pid}")
     _require_usable(slot, system, name=name, plugin=plugin)
     return Start.ADOPT_SLOT
 

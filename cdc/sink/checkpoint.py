@@ -55,9 +55,15 @@ def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
 def intend(connection: sa.Connection, identity: Identity) -> None:
     """Note that the slot is about to be created; durably, for the slot will be, too."""
     connection.execute(sa.text("set local synchronous_commit = on"))
+    abandon(connection, identity.slot)
     connection.execute(
         sa.insert(TABLE).values(**identity._asdict(), lsn=None, updated_at=sa.func.now())
     )
+
+
+def abandon(connection: sa.Connection, slot: str) -> None:
+    """Forget an intent; a checkpoint stays."""
+    connection.execute(sa.delete(TABLE).where(TABLE.c.slot == slot, TABLE.c.lsn.is_(None)))
 
 
 def advance(
