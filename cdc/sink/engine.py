@@ -24,7 +24,18 @@ _SESSION: Final = {
     "jit": "off",
     "lock_timeout": "0",
     "statement_timeout": "0",
+    # The lock goes with the connection: a host that vanished must not keep it for hours.
+    "tcp_keepalives_count": "3",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_user_timeout": "30000",
     "timezone": "UTC",
+}
+_KEEPALIVES: Final = {
+    "keepalives_count": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 30_000,
 }
 _CONNECT_SECONDS: Final = 10
 
@@ -43,7 +54,11 @@ def create_engine(url: str) -> sa.Engine:
         parsed,
         poolclass=sa.pool.NullPool,
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8"},
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "client_encoding": "UTF8",
+            **_KEEPALIVES,
+        },
     )
 
 

@@ -18,6 +18,14 @@ from cdc.sink.engine import RowsRefused, driver_connection
 
 _FEW: Final = 16
 _LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
+_LOCK_HOLDER: Final = """
+select l.pid, host(a.client_addr)
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+  and l.database = (select oid from pg_database where datname = current_database())
+  and l.classid = hashtext('cdc')::bigint & 4294967295
+  and l.objid = hashtext(%s)::bigint & 4294967295
+"""
 _POSITIONS: Final = """
 select pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn
 """
@@ -59,6 +67,15 @@ class PostgresSink:
         row = self._driver.execute(_LOCK, [slot]).fetchone()
         self._driver.commit()
         return bool(row and row[0])
+
+    def lock_holder(self, slot: str) -> str:
+        """Say who holds the slot's lock, as far as the role may see it."""
+        row = self._driver.execute(_LOCK_HOLDER, [slot]).fetchone()
+        self._driver.commit()
+        if row is None:
+            return "it has just let go"
+        pid, address = row
+        return f"process {pid} of the read database, from {address or 'its own host'}"
 
     def positions(self) -> tuple[int, int]:
         """Give how far the read database has written its own WAL, and how far it is durable."""

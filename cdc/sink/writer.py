@@ -60,7 +60,8 @@ class Writer:
                 self._sink = PostgresSink(self._connection)
                 self._sink.configure()
                 if not self._sink.lock(self._slot):
-                    raise ReadLocked(f"another daemon serves slot {self._slot}")
+                    holder = self._sink.lock_holder(self._slot)
+                    raise ReadLocked(f"another daemon serves slot {self._slot}: {holder}")
         except Exception:
             self.close()
             raise

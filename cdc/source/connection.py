@@ -29,6 +29,13 @@ _SESSION: Final = {
     "timezone": "UTC",
 }
 _CONNECT_SECONDS: Final = 10
+# A dead peer is noticed within half a minute.
+_KEEPALIVES: Final = {
+    "keepalives_count": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 30_000,
+}
 
 Connection = psycopg.Connection[Any]
 
@@ -47,7 +54,11 @@ def connect_replication(dsn: str) -> Connection:
 def _conninfo(dsn: str, **parameters: str) -> str:
     given = conninfo_to_dict(dsn)
     options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-    defaults: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "cdc"}
+    defaults: dict[str, Any] = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "application_name": "cdc",
+        **_KEEPALIVES,
+    }
     merged = {**defaults, **given, "client_encoding": "UTF8", **parameters}
     merged["options"] = f"{given.get('options', '')} {options}".strip()
     return make_conninfo("", **merged)
