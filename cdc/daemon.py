@@ -13,7 +13,7 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final
 
-from cdc.errors import CdcError
+from cdc.errors import CdcError, ProtocolError
 from cdc.exchange import Stopped
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
@@ -24,6 +24,7 @@ from cdc.settings import Settings
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source import slot
+from cdc.source.catalog import find_oids
 from cdc.source.connection import Connection, connect
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ _TARGET_SECONDS: Final = 0.1
 _CONNECTING_SECONDS: Final = 1.0
 _SWITCH_SECONDS: Final = 0.0005
 _COLLECT_AFTER: Final = (50_000, 20, 20)
-_ADMIN_SHUTDOWN: Final = "57P01"
 _EXIT_AT_ONCE: Final = 130
 
 
@@ -135,14 +135,27 @@ class Daemon:
             try:
                 connection = connection or connect(dsn)
                 self._metrics.lag.sampled(slot.current_lsn(connection), now=time.time())
-            except CdcError as error:  # the session says what is wrong, and retries
-                if _ADMIN_SHUTDOWN in str(error):
-                    self._session.source_stopping.set()
+                self._refuse_replaced_tables(connection)
+            except CdcError:  # the session says what is wrong, and retries
+                self._session.source_stopping.set()
                 if connection is not None:
                     connection.close()
                 connection = None
         if connection is not None:
             connection.close()
+
+    def _refuse_replaced_tables(self, connection: Connection) -> None:
+        """Stop where a table was dropped, renamed or replaced: its changes go unseen."""
+        known = self._session.tables
+        present = find_oids(connection, known)
+        for name, oid in known.items():
+            if present.get(name) != oid and not self._stop.is_set():
+                self._error = ProtocolError(
+                    f"{name} was dropped, renamed or replaced while its changes were streamed",
+                    hint="changes of the new table up to now may not have been streamed: fill its "
+                    "read table anew; or take it out of the configuration; then start again",
+                )
+                self._stop_for(f"{name} was dropped, renamed or replaced")
 
     def _stop_at_target(self) -> None:
         target, checkpoint = self._session.target, self._writer.checkpoint

@@ -34,6 +34,7 @@ class SourceTable:
     identity: Identity
     partitioned: bool = False
     leaves: tuple[TableName, ...] = ()
+    oid: int = 0
 
 
 Schema = dict[TableName, SourceTable]

@@ -10,6 +10,7 @@ from cdc.assemble import Assembler
 from cdc.errors import CdcError
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
+from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 from cdc.operate import setup
@@ -52,6 +53,7 @@ class Session:
         self._stopped = threading.Event()
         self.source_stopping = threading.Event()
         self.target: Lsn | None = None
+        self.tables: dict[TableName, int] = {}
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
 
@@ -97,6 +99,7 @@ class Session:
                 self._settings, plan, source=source, replication=replication, read=read
             )
             self._writer.resume(identity, lsn)
+            self.tables = {table.name: table.oid for table in plan.schema.values()}
             self._find_target(source)
             return self._pipeline(plan, replication, lsn, retry=retry), lsn
 

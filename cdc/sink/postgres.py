@@ -5,7 +5,8 @@ table and from there in one statement.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -233,7 +234,7 @@ class PostgresSink:
         bound = [self._bound(shape, row) for row in rows]
         if order is not None:
             bound = [tuple(row[position] for position in order) for row in bound]
-        with self._driver.cursor() as cursor:
+        with self._driver.cursor() as cursor, _values_refused():
             if len(bound) == 1:
                 cursor.execute(statement, bound[0])
             else:
@@ -265,7 +266,7 @@ class PostgresSink:
 
     def _copy(self, name: str, shape: Shape, rows: list[Row]) -> None:
         statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin")
-        with self._driver.cursor() as cursor, cursor.copy(statement) as copy:
+        with self._driver.cursor() as cursor, _values_refused(), cursor.copy(statement) as copy:
             if shape.text:
                 copy.write(copy_text.encode(rows))
             else:
@@ -317,6 +318,15 @@ class PostgresSink:
     def _name(self, table: sa.Table) -> str:
         parts = [table.schema, table.name] if table.schema else [table.name]
         return ".".join(map(self._quote, parts))
+
+
+@contextmanager
+def _values_refused() -> Iterator[None]:
+    """Tell of a value that the driver cannot send by its error's type alone."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RowsRefused(f"{type(error).__name__} while sending its values") from None
 
 
 def quoted(name: str) -> str:

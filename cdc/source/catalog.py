@@ -138,10 +138,20 @@ def describe(connection: Connection, wanted: Iterable[TableName]) -> Schema:
             identity=_IDENTITIES[row.relreplident],
             partitioned=row.partitioned,
             leaves=tuple(leaves[row.oid]),
+            oid=row.oid,
         )
         for row in tables
     )
     return {table.name: table for table in described}
+
+
+def find_oids(connection: Connection, names: Iterable[TableName]) -> dict[TableName, int]:
+    """Look up which tables have these names now; raise a SourceError."""
+    wanted = list(names)
+    parameters = {"schemas": [n.schema for n in wanted], "tables": [n.table for n in wanted]}
+    with translated():
+        rows = connection.execute(_TABLES, parameters).fetchall()
+    return {TableName(schema, table): oid for oid, schema, table, *_ in rows}
 
 
 def _resolve(cursor: Any, wanted: list[TableName]) -> list[TableName]:

@@ -84,7 +84,14 @@ class PgOutput:
         known = self._relations.known(reported)
         generated = self._relations.generated(reported)
         kept = [i for i, column in enumerate(columns) if column.name not in generated]
-        key = known.key if not flagged or set(flagged) == set(known.key) else flagged
+        key = known.key or flagged
+        if known.key and flagged and set(flagged) != set(known.key):
+            raise ProtocolError(
+                f"the key of {known.name} is now {', '.join(flagged)}, and was "
+                f"{', '.join(known.key)}",
+                hint="its replica identity or key was changed: start the daemon again to read the "
+                "catalog; a read table must have the same key",
+            )
         names = {column.name for column in columns}
         if not set(key) <= names:
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")

@@ -4,6 +4,7 @@ A table without a key that is published for updates makes the application's upda
 insert-only tables have a publication of their own that publishes inserts and truncates alone.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -36,6 +37,8 @@ _OTHER_SLOTS: Final = """
 select 1 from pg_replication_slots
 where plugin = 'pgoutput' and database = current_database() and slot_name <> %s
 """
+
+log = logging.getLogger(__name__)
 
 Wanted = dict[str, tuple[list[TableName], str]]
 
@@ -124,6 +127,9 @@ def publish(connection: Connection, publications: Wanted) -> None:
         try:
             with translated():
                 connection.execute(difference.statement)
+            log.warning(
+                "changed a publication: earlier changes are not in it", extra={"sql": statement}
+            )
         except SourceNotReady as error:
             raise SourceNotReady(
                 f"the publication cannot be made: {error}",

@@ -223,3 +223,38 @@ def test_a_write_that_the_read_database_refuses_names_key_and_loses_nothing(read
     ready.target("alter table t drop constraint short")
     assert ready.cdc("run", "--until", "now").returncode == 0
     assert ready.same("t")
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "drop table t; create table t (id int primary key, v text)",
+        "alter table t rename to t2",
+        "create table tn (like t including all); alter table t rename to told; "
+        "alter table tn rename to t",
+    ],
+)
+def test_a_table_that_is_replaced_while_streaming_stops_the_daemon(pipeline, ddl):
+    pipeline.source("create table public.t (id int primary key, v text)")
+    pipeline.mirror("public.t")
+    process = pipeline.start()
+    pipeline.caught_up()
+    pipeline.source(ddl)
+    assert process.wait(20) == 6
+    told = pipeline.log(process)
+    assert "public.t was dropped, renamed or replaced" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+@pytest.mark.parametrize("expression", ['"hush" + chr(0xD800)', '"hush" + chr(0)', "[object()]"])
+def test_a_value_that_cannot_be_sent_is_told_by_its_type(ready, rows, expression):
+    body = (
+        '@projector("public.t", into=T)\n'
+        f'def wrong(change):\n    return Upsert(T, id=change.row["id"], v={expression})\n'
+    )
+    module(ready, MODEL + body)
+    ready.cdc("setup")
+    ready.source(f"insert into t select g, 'x' from generate_series(1, {rows}) g")
+    told = refuses(ready, 4, "projector wrong", "t_read (id=")
+    assert "hush" not in told
