@@ -24,6 +24,9 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     routes: dict[str, Callable[[], Answer]]
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up early."""
+
 
 class _Request(BaseHTTPRequestHandler):
     """One request. Methods other than GET and HEAD are answered 501 by the base class."""

@@ -53,7 +53,7 @@ def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadT
                     + "; ".join(text for text, _ in differences),
                     hint="on the read database: "
                     + " ".join(f"{statement};" for _, statement in differences)
-                    + " Or drop the table, and it is made anew.",
+                    + " Or drop the table: it is made anew, empty.",
                 )
             )
     return found
