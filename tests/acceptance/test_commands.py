@@ -117,6 +117,7 @@ def test_every_series_is_there_from_the_start_and_counts_what_happened(ready):
     assert value(url, "cdc_commit_to_apply_seconds_count") >= 2
     until(lambda: value(url, "cdc_replication_lag_bytes") == 0, what="no lag in bytes")
     assert value(url, "cdc_replication_lag_seconds") == 0
+    until(lambda: get(f"{url}/ready")[0] == 200, what="it is ready")
     states = {
         dict(labels)["state"]: at
         for (name, labels), at in series(url).items()
@@ -136,7 +137,7 @@ def test_lag_grows_while_the_read_database_is_stuck_and_readiness_says_so(ready)
     process = ready.start()
     ready.caught_up()
     url = ready.url(process)
-    assert get(f"{url}/ready")[0] == 200
+    until(lambda: get(f"{url}/ready")[0] == 200, what="it is ready")
     with ready.read.connect(ready.name) as reader, reader.transaction():
         reader.execute("lock table t in access exclusive mode")
         ready.source("insert into t values (1, 'x')")
@@ -150,6 +151,7 @@ def test_lag_grows_while_the_read_database_is_stuck_and_readiness_says_so(ready)
 def test_status_shows_positions_and_no_secrets(ready):
     process = ready.start()
     ready.caught_up()
+    until(lambda: get(f"{ready.url(process)}/ready")[0] == 200, what="it is ready")
     code, text = get(f"{ready.url(process)}/status")
     now = json.loads(text)
     assert code == 200

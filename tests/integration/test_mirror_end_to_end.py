@@ -661,14 +661,17 @@ def test_a_change_the_read_database_refuses_stops_with_its_key_and_is_retried_fr
     wanted = configuration(plugin, mirrors=EVERYTHING)
     cdc_run(wanted)
     read.run("alter table t add constraint no_secret check (v <> 's3cr3t')")
-    write.run("insert into t values (1, 'a')", "insert into t values (2, 's3cr3t')")
-    before = read.value("select lsn from cdc_checkpoint")
+    write.run("insert into t values (1, 'a')")
+    refused = write.run("insert into t values (2, 's3cr3t')")
+    write.run("insert into t values (3, 'c')")
     ran = cdc_run(wanted, succeeds=False)
     assert ran.returncode == 4
     for said in ("mirror:public.t", "upsert t", "id='2'", "no_secret"):
         assert said in ran.stderr
     assert "s3cr3t" not in ran.stderr
-    assert read.value("select lsn from cdc_checkpoint") == before
+    # The first transaction may or may not have been a batch of its own.
+    assert read.rows("select id from t") in ([], [(1,)])
+    assert read.value("select lsn from cdc_checkpoint") < refused
     read.run("alter table t drop constraint no_secret")
     cdc_run(wanted)
     equal(write, read, "t")
