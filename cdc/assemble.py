@@ -1,6 +1,8 @@
 """Messages to transactions: whole ones, or pieces of one too big for memory."""
 
+from copy import copy
 from datetime import datetime
+from typing import Self
 
 from msgspec import Struct
 
@@ -40,6 +42,7 @@ class Assembler:
         self._piece_bytes = piece_bytes
         self._begin: Begin | None = None
         self._dropping = False
+        self._kept_one = False
         self._changes: list[Change] = []
         self._size = 0
 
@@ -47,6 +50,23 @@ class Assembler:
     def between_transactions(self) -> bool:
         """Tell whether every transaction begun has ended."""
         return self._begin is None
+
+    @property
+    def is_past_checkpoint(self) -> bool:
+        """Tell whether a transaction was kept: then every later one will be."""
+        return self._kept_one
+
+    def fork(self) -> Self:
+        """Give another assembler that has been fed the same."""
+        other = copy(self)
+        self._changes = list(self._changes)
+        return other
+
+    def cut(self) -> Transaction | None:
+        """Give what there is of the transaction that is not complete, as a piece; None: none is."""
+        if self._begin is None or self._dropping:
+            return None
+        return self._take(self._begin, end_lsn=None)
 
     def feed(self, message: Message, size: int) -> Transaction | None:
         """Take one message of about `size` bytes; give the transaction or piece it completes.
@@ -67,6 +87,7 @@ class Assembler:
         self._begin = begin
         # A checkpoint is never inside a commit record: before its start means not yet applied.
         self._dropping = begin.commit_lsn < self._checkpoint
+        self._kept_one = self._kept_one or not self._dropping
         return None
 
     def _add(self, change: Change, size: int) -> Transaction | None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _SAMPLE_SECONDS: Final = 1.0
 _TARGET_SECONDS: Final = 0.1
 _CONNECTING_SECONDS: Final = 1.0
-_SWITCH_SECONDS: Final = 0.0005
+_SWITCH_SECONDS: Final = 0.0001
 _COLLECT_AFTER: Final = (50_000, 20, 20)
 _EXIT_AT_ONCE: Final = 130
 

@@ -11,16 +11,17 @@ from typing import Final
 from cdc.assemble import Transaction
 from cdc.lsn import Lsn
 from cdc.projection.batch import Batch
+from cdc.rows import Bulk
 
-Item = Transaction | Lsn
-"""A transaction; or a position before which nothing is pending."""
+Item = Transaction | Bulk | Lsn
+"""A transaction, or many; or a position before which nothing is pending."""
 
 
 _DRAWN_BYTES: Final = 256 * 1024
 
 
 def _size(item: Item) -> int:
-    return item.size if isinstance(item, Transaction) else 0
+    return 0 if isinstance(item, Lsn) else item.size
 
 
 class Stopped(Exception):

@@ -8,7 +8,6 @@ from operator import itemgetter
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper
 
 from cdc.errors import ProjectionError
 
@@ -59,9 +58,9 @@ def table_of(target: ReadModel) -> sa.Table:
     """Give the table of a read model; raise ProjectionError where there is none."""
     if isinstance(target, sa.Table):
         return target
-    mapper = sa.inspect(target, raiseerr=False)
-    if isinstance(mapper, Mapper) and isinstance(mapper.local_table, sa.Table):
-        return mapper.local_table
+    table = getattr(sa.inspect(target, raiseerr=False), "local_table", None)
+    if isinstance(table, sa.Table):
+        return table
     raise ProjectionError(f"{target!r} is no read model: neither a Table nor a mapped class")
 
 

@@ -6,34 +6,29 @@ socket --> frame --> message --> Transaction --> Batch --> rows + checkpoint -->
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from cdc.assemble import Assembler, Transaction
+from cdc.assemble import Transaction
 from cdc.errors import SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
-from cdc.message import Emitted, Message
 from cdc.observe.metrics import Metrics
 from cdc.projection.batch import Batch
 from cdc.projection.registry import Registry
+from cdc.reader import Reader
+from cdc.rows import Bulk
 from cdc.sink.writer import Writer
-from cdc.source.stream import Data, Keepalive, Stream
+from cdc.source.frame import Keepalive
+from cdc.source.stream import Stream
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
-_OVERHEAD_BYTES: Final = 256  # what a change takes in memory beyond its bytes on the wire
 _FLUSH_SECONDS: Final = 0.2
-
-
-class Decoder(Protocol):
-    """What a plugin's decoder does."""
-
-    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
-        """Decode one frame's payload; raise ProtocolError."""
+_GATHER_SECONDS: Final = 0.005
 
 
 @dataclass(kw_only=True)
@@ -47,8 +42,7 @@ class Pipeline:
 
     start: Lsn
     stream: Stream
-    decoder: Decoder
-    assembler: Assembler
+    reader: Reader
     exchange: Exchange
     registry: Registry
     writer: Writer
@@ -60,7 +54,7 @@ class Pipeline:
     source_stopping: threading.Event
 
     _errors: list[BaseException] = field(default_factory=list, init=False)
-    _arrived: list[Transaction] = field(default_factory=list, init=False)
+    _arrived: list[Transaction | Bulk] = field(default_factory=list, init=False)
     _arrived_bytes: int = field(default=0, init=False)
     _in_pieces: bool = field(default=False, init=False)
     _idle_lsn: Lsn = field(default=Lsn(0), init=False)
@@ -111,33 +105,26 @@ class Pipeline:
             self.exchange.finish()
 
     def _receive_some(self) -> None:
-        for frame in self.stream.frames(seconds=self._until_idle_position()):
-            if isinstance(frame, Data):
-                self._take(frame)
-            else:
-                self._keep_alive(frame)
+        if self.exchange.queued_bytes > _AT_ONCE_BYTES:
+            time.sleep(_GATHER_SECONDS)  # nobody waits for more: fewer and larger reads are cheaper
+        frames, keepalive = self.stream.read(seconds=self._until_idle_position())
+        for item in self.reader.read(frames):
+            self._pass_on(item)
+        if keepalive is not None:
+            self._keep_alive(keepalive)
         self._offer_arrived()
         self._offer_idle_position()
         self.stream.feedback()
 
-    def _take(self, frame: Data) -> None:
-        payload = frame.payload
-        size = len(payload) + _OVERHEAD_BYTES
-        for message in self.decoder.decode(payload):
-            transaction = self.assembler.feed(message, size)
-            if transaction is not None:
-                self._pass_on(transaction)
-            elif isinstance(message, Emitted):
-                self._idle_due = 0.0  # somebody waits for this position
-
-    def _pass_on(self, transaction: Transaction) -> None:
-        """Collect a transaction; one without changes is no more than a position."""
-        if transaction.end_lsn is not None and not transaction.changes and not self._in_pieces:
-            self._idle_lsn = transaction.end_lsn
+    def _pass_on(self, item: Transaction | Bulk) -> None:
+        """Collect what was read; a transaction without changes is no more than a position."""
+        is_empty = isinstance(item, Transaction) and not item.changes
+        if item.end_lsn is not None and is_empty and not self._in_pieces:
+            self._idle_lsn = item.end_lsn
             return
-        self._in_pieces = not transaction.ends
-        self._arrived.append(transaction)
-        self._arrived_bytes += transaction.size
+        self._in_pieces = item.end_lsn is None
+        self._arrived.append(item)
+        self._arrived_bytes += item.size
         if self._arrived_bytes >= _AT_ONCE_BYTES:
             self._offer_arrived()
 
@@ -148,10 +135,10 @@ class Pipeline:
             self.metrics.received(arrived)
             self._offer(*arrived)
 
-    def _keep_alive(self, frame: Keepalive) -> None:
-        if self.assembler.between_transactions:
-            self._idle_lsn = frame.wal_end
-        if frame.reply_requested:
+    def _keep_alive(self, keepalive: Keepalive) -> None:
+        if self.reader.between_transactions:
+            self._idle_lsn = keepalive.wal_end
+        if keepalive.reply_requested:
             self._idle_due = 0.0
             self.stream.reply()
 
@@ -163,7 +150,10 @@ class Pipeline:
 
     def _offer_idle_position(self) -> None:
         """Let writes to other tables move the checkpoint too, once a second."""
-        if not self._until_idle_position() and self.assembler.between_transactions:
+        if self.reader.emitted:
+            self.reader.emitted = False
+            self._idle_due = 0.0  # somebody waits for this position
+        if not self._until_idle_position() and self.reader.between_transactions:
             self._offer(self._idle_lsn)
             self._idle_due = time.monotonic() + _IDLE_SECONDS
 
@@ -176,7 +166,7 @@ class Pipeline:
             if self.source_stopping.is_set():
                 raise SourceUnavailable("write database: it is shutting down")
         last = items[-1]
-        end_lsn = last.end_lsn if isinstance(last, Transaction) else last
+        end_lsn = last if isinstance(last, Lsn) else last.end_lsn
         self._offered_lsn = max(self._offered_lsn, end_lsn or self._offered_lsn)
 
     # The projection thread.
@@ -186,6 +176,8 @@ class Pipeline:
         while (item := self.exchange.next(holding=batch.can_commit)) or batch.can_commit:
             if isinstance(item, Transaction):
                 batch.add(item, self.registry)
+            elif isinstance(item, Bulk):
+                batch.add_bulk(item, self.registry)
             elif item is not None:
                 batch.reach(item)
             if item is None or self._is_full(batch):

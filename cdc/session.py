@@ -14,7 +14,8 @@ from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 from cdc.operate import setup
-from cdc.pipeline import Decoder, Pipeline
+from cdc.pipeline import Pipeline
+from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
 from cdc.sink.engine import driver_connection
@@ -143,12 +144,15 @@ class Session:
         self.stream.start(lsn)
         self.source_stopping.clear()
         self.exchange = Exchange(settings.source.queue_bytes)
-        decoder: Decoder = _DECODERS[settings.source.plugin](Relations(plan.schema))
+        decoder: Decoder = _DECODERS[settings.source.plugin](
+            Relations(plan.schema), bulk=plan.registry.in_bulk
+        )
         return Pipeline(
             start=lsn,
             stream=self.stream,
-            decoder=decoder,
-            assembler=Assembler(lsn, piece_bytes=_PIECE_BYTES),
+            reader=Reader(
+                decoder, Assembler(lsn, piece_bytes=_PIECE_BYTES), piece_bytes=_PIECE_BYTES
+            ),
             exchange=self.exchange,
             registry=plan.registry,
             writer=self._writer,

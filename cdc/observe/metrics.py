@@ -27,6 +27,7 @@ from cdc.observe.lag import Lag
 from cdc.observe.state import State
 from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
+from cdc.rows import Bulk
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 KINDS: Final = ("inserted", "updated", "deleted", "truncated")
@@ -34,6 +35,10 @@ OPERATIONS: Final = ("upsert", "update", "delete", "truncate", "move", "append")
 TARGETS: Final = ("source", "read")
 _TABLE_AND_KIND: Final = attrgetter("relation.name", "__class__")
 REASONS: Final = ("unavailable", "active", "locked", "transaction_lost")
+
+
+def _transactions(item: Transaction | Bulk) -> Sequence[Transaction]:
+    return item.transactions if isinstance(item, Bulk) else (item,)
 
 
 class Metrics(Collector):
@@ -127,12 +132,16 @@ class Metrics(Collector):
         with self._lock:
             self._unapplied.clear()
 
-    def received(self, transactions: Sequence[Transaction]) -> None:
-        """Count transactions, or pieces of them."""
+    def received(self, items: Sequence[Transaction | Bulk]) -> None:
+        """Count transactions, or pieces of them, and rows set apart."""
+        bulks = [item for item in items if isinstance(item, Bulk)]
+        transactions = list(chain.from_iterable(map(_transactions, items)))
         changes = chain.from_iterable(transaction.changes for transaction in transactions)
         with self._lock:
             self._unapplied.extend((t.commit_lsn, t.commit_time.timestamp()) for t in transactions)
             self._received.update(map(_TABLE_AND_KIND, changes))
+            for bulk in bulks:
+                self._received.update(bulk.received())
 
     def applied(self, batch: Batch, *, checkpoint: Lsn | None) -> None:
         """Count a batch that was written; its transactions' times where it was committed."""

@@ -1,16 +1,20 @@
 """Batches: whole transactions, and their operations merged into the net effect."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
 
 from cdc.assemble import Transaction
+from cdc.errors import ProjectionError
 from cdc.lsn import Lsn
 from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update, Upsert
+from cdc.projection.lines import BulkPlan, Lines, net_rows
 from cdc.projection.project import project
 from cdc.projection.registry import Registry
+from cdc.rows import Bulk, Rows
 
 Write = Upsert | Update
 
@@ -19,8 +23,9 @@ Write = Upsert | Update
 class Effects:
     """What a segment does to one read table, in this order.
 
-    Truncate; moves; deletes; writes; appends. A key may be deleted and written: then the row is
-    replaced, and columns the write does not name take their defaults.
+    Truncate; moves; deletes; writes; appends; lines. A key may be deleted and written: then the row
+    is replaced, and columns the write does not name take their defaults. A key is in `writes` or
+    in `lines`, never in both.
     """
 
     truncated: bool = False
@@ -29,6 +34,7 @@ class Effects:
     deletes: dict[Key, Delete] = field(default_factory=dict)
     writes: dict[Key, Write] = field(default_factory=dict)
     appends: list[Append] = field(default_factory=list)
+    lines: Lines | None = None
 
     def add(self, operation: Operation) -> bool:
         """Merge an operation in; tell False where that cannot be done and a new segment must."""
@@ -48,6 +54,10 @@ class Effects:
 
     def _upsert(self, new: Upsert) -> bool:
         key = new.shape.key_of(new.values)
+        if self.lines is not None and key in self.lines:
+            if not new.shape.full:
+                return False
+            self.lines.discard(key)
         old = self.writes.get(key)
         if old is None or new.shape is old.shape or new.shape.full:
             if new.shape.full and self.deletes:
@@ -60,6 +70,8 @@ class Effects:
 
     def _update(self, new: Update) -> bool:
         key = new.key
+        if self.lines is not None and key in self.lines:
+            return False
         old = self.writes.get(key)
         if old is not None:
             return self._merged(key, old, new, kind=type(old))
@@ -79,6 +91,8 @@ class Effects:
     def _delete(self, new: Delete) -> bool:
         key = new.key
         self.writes.pop(key, None)
+        if self.lines is not None:
+            self.lines.discard(key)
         self.deletes[key] = new
         return True
 
@@ -91,6 +105,8 @@ class Effects:
             return False
         if key in self.moved_to or old_key in self.moved_to:
             return False
+        if self.lines is not None and (key in self.lines or old_key in self.lines):
+            return False
         self.moves[old_key] = new
         self.moved_to.add(key)
         return True
@@ -99,11 +115,45 @@ class Effects:
         self.truncated = True
         for rows in (self.moves, self.moved_to, self.deletes, self.writes, self.appends):
             rows.clear()
+        if self.lines is not None:
+            self.lines.clear()
         return True
 
     def _append(self, new: Append) -> bool:
         self.appends.append(new)
         return True
+
+    def add_rows(self, rows: Rows, plan: BulkPlan) -> bool:
+        """Merge rows in, as `add` would one by one; tell False where a new segment must begin."""
+        if self.lines is None:
+            self.lines = Lines(plan)
+        elif self.lines.plan is not plan:
+            return False
+        if plan.appends:
+            self.lines.append(rows)
+        elif self._is_untouched(self.lines) and all(rows.inserted):
+            self.lines.begin(rows)
+        else:
+            self._add_keyed(rows, plan, self.lines)
+        return True
+
+    def _is_untouched(self, lines: Lines) -> bool:
+        return lines.only_begun and not (self.deletes or self.writes or self.moves)
+
+    def _add_keyed(self, rows: Rows, plan: BulkPlan, lines: Lines) -> None:
+        net = net_rows(rows, plan)
+        replaced = self.deletes.keys() & net.written.keys()
+        touched = (self.writes.keys() & net.written.keys()) | replaced | self.moved_to
+        for key in touched:
+            self.writes.pop(key, None)
+        for key in replaced:
+            del self.deletes[key]
+        lines.put(net, touched=touched)
+        single = len(plan.key_positions) == 1
+        for key in net.deleted:
+            lines.discard(key)
+            self.writes.pop(key, None)
+            self.deletes[key] = Delete.of(plan.key_shape, (key,) if single else key)
 
 
 Segment = dict[sa.Table, Effects]
@@ -123,15 +173,25 @@ class NetEffect:
     def add(self, operation: Operation) -> None:
         """Merge an operation into the last segment, or begin the next with it."""
         table = operation.table if isinstance(operation, Truncate) else operation.shape.table
+        if not self._effects(table).add(operation):
+            self.segments.append({})
+            self._effects(table).add(operation)
+
+    def add_rows(self, rows: Rows, plan: BulkPlan) -> None:
+        """Merge rows into the last segment, or begin the next with them."""
+        table = plan.shape.table
+        if not self._effects(table).add_rows(rows, plan):
+            self.segments.append({})
+            self._effects(table).add_rows(rows, plan)
+
+    def _effects(self, table: sa.Table) -> Effects:
         if not self.segments:
             self.segments.append({})
         segment = self.segments[-1]
         effects = segment.get(table)
         if effects is None:
             effects = segment[table] = Effects()
-        if not effects.add(operation):
-            self.segments.append({table: Effects()})
-            self.segments[-1][table].add(operation)
+        return effects
 
 
 @dataclass(slots=True)
@@ -139,11 +199,12 @@ class Batch:
     """Transactions to apply in one read-database commit, and their net effect.
 
     `end_lsn` is where the last finished transaction ends, or a position the server told us
-    nothing is pending before. `operations` counts by projector and kind. The transactions are kept
+    nothing is pending before. `operations` counts by projector and kind. What was added is kept
     because a batch that violates a constraint is applied again in commit order.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
+    added: list[Transaction | Bulk] = field(default_factory=list)
     effect: NetEffect = field(default_factory=NetEffect)
     operations: Counter[tuple[str, type]] = field(default_factory=Counter)
     end_lsn: Lsn | None = None
@@ -152,6 +213,46 @@ class Batch:
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
+        self._project(transaction, registry)
+        self.added.append(transaction)
+        self.size += transaction.size
+
+    def add_bulk(self, bulk: Bulk, registry: Registry) -> None:
+        """Merge in many changes: those that are not set apart, then the rows.
+
+        Rows that cannot be written in bulk are projected one by one, like all the rest: it tells
+        what is wrong with which.
+        """
+        try:
+            plans = [(rows, registry.bulk_plans(rows.relation)) for rows in bulk.rows]
+        except ProjectionError:
+            for transaction in bulk.in_order():
+                self.add(transaction, registry)
+            return
+        for transaction in bulk.transactions:
+            self._project(transaction, registry)
+        for rows, plans_of_rows in plans:
+            self.changes += len(rows.deleted)
+            for name, plan in plans_of_rows:
+                self.effect.add_rows(rows, plan)
+                self._count(name, rows, plan)
+        self.added.append(bulk)
+        self.size += bulk.size
+
+    def _count(self, name: str, rows: Rows, plan: BulkPlan) -> None:
+        deleted = sum(rows.deleted)
+        if plan.appends:
+            self.operations[name, Append] += sum(rows.inserted)
+        else:
+            self.operations[name, Delete] += deleted
+            self.operations[name, Upsert] += len(rows.deleted) - deleted
+
+    def in_order(self) -> Iterator[Transaction]:
+        """Give what was added as transactions that hold every change in its place."""
+        for one in self.added:
+            yield from (one,) if isinstance(one, Transaction) else one.in_order()
+
+    def _project(self, transaction: Transaction, registry: Registry) -> None:
         add = self.effect.add
         done = []
         for projector, operation in project(transaction, registry):
@@ -160,7 +261,6 @@ class Batch:
         self.operations.update(done)
         self.transactions.append(transaction)
         self.changes += len(transaction.changes)
-        self.size += transaction.size
         if transaction.end_lsn is not None:
             self.end_lsn = transaction.end_lsn
 

@@ -24,6 +24,7 @@ from cdc.operation import (
     key_columns,
     shape_of,
 )
+from cdc.projection.lines import BulkPlan
 from cdc.projection.projector import without_unchanged
 from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
@@ -66,6 +67,8 @@ class Mirror:
     hash_key: bytes
     _relation: Relation | None = field(default=None, init=False)
     _last_plan: _Plan | None = field(default=None, init=False)
+    _bulk_relation: Relation | None = field(default=None, init=False)
+    _bulk_plan: BulkPlan | None = field(default=None, init=False)
 
     @property
     def sources(self) -> tuple[TableName, ...]:
@@ -104,10 +107,37 @@ class Mirror:
         new = plan.carry_key(change.relation.key_of(change.values))
         return (Move.between(plan.key_shape, old, new), write)
 
-    def _plan(self, relation: Relation) -> _Plan:
-        """Work out how a relation's rows are carried over."""
+    @property
+    def in_bulk(self) -> bool:
+        """Tell whether rows may be written in bulk: their values are the source's own texts."""
+        return not self.settings.mask
+
+    def bulk_plan(self, relation: Relation) -> BulkPlan:
+        """Give how rows of a relation are written in bulk; raise ProjectionError like operations."""
+        if self._bulk_plan is None or self._bulk_relation is not relation:
+            self._bulk_plan = self._planned_in_bulk(relation)
+            self._bulk_relation = relation
+        return self._bulk_plan
+
+    def _planned_in_bulk(self, relation: Relation) -> BulkPlan:
+        kept = self._kept(relation)
+        of = {self.settings.rename.get(name, name): relation.positions[name] for name in kept}
+        key = key_columns(self.table)
+        return BulkPlan(
+            shape=shape_of(self.table, tuple(of), text=True),
+            positions=tuple(of.values()),
+            key_shape=shape_of(self.table, key, text=True),
+            key_positions=tuple(of[name] for name in key),
+        )
+
+    def _kept(self, relation: Relation) -> list[str]:
         kept = [name for name in relation.names if name not in self.settings.exclude]
         self._require_columns(kept)
+        return kept
+
+    def _plan(self, relation: Relation) -> _Plan:
+        """Work out how a relation's rows are carried over."""
+        kept = self._kept(relation)
         target = {name: self.settings.rename.get(name, name) for name in kept}
         return _Plan(
             shape=shape_of(self.table, tuple(target.values()), text=True),

@@ -10,9 +10,12 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from cdc.change import Relation
 from cdc.errors import ConfigurationError, ProjectorImportError, RegistryError
 from cdc.names import TableName
 from cdc.operation import key_columns
+from cdc.projection.lines import BulkPlan
+from cdc.projection.mirror import Mirror
 from cdc.projection.projector import FunctionProjector, Projector
 
 RESERVED: Final = "cdc_"
@@ -42,6 +45,24 @@ class Registry:
     def of(self, name: TableName) -> tuple[Projector, ...]:
         """Give the projectors of a source table."""
         return self._by_table.get(name, ())
+
+
+    @property
+    def in_bulk(self) -> frozenset[TableName]:
+        """The source tables whose rows may be written in bulk: only mirrors want them."""
+        return frozenset(
+            name
+            for name, projectors in self._by_table.items()
+            if all(isinstance(p, Mirror) and p.in_bulk for p in projectors)
+        )
+
+    def bulk_plans(self, relation: Relation) -> list[tuple[str, BulkPlan]]:
+        """Give how rows of a relation are written in bulk, by projector's name.
+
+        Raise ProjectionError where a mirror cannot carry the relation.
+        """
+        mirrors = (p for p in self.of(relation.name) if isinstance(p, Mirror))
+        return [(mirror.name, mirror.bulk_plan(relation)) for mirror in mirrors]
 
 
 def sorted_tables(tables: Iterable[sa.Table]) -> list[sa.Table]:

@@ -4,20 +4,26 @@ Few rows go as parameters of prepared statements, in one round trip; many by COP
 table and from there in one statement.
 """
 
+import select
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import dup
+from socket import SO_SNDBUF, SOL_SOCKET, socket
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
+from cdc import lines
+from cdc.operation import Append, Key, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
+from cdc.projection.lines import Lines
 from cdc.projection.registry import sorted_tables
-from cdc.sink import copy_text
 from cdc.sink.engine import RowsRefused, driver_connection
 
 _FEW: Final = 16
+# Room in the kernel for a batch: the thread that writes is not woken for every piece of it.
+_SEND_BUFFER_BYTES: Final = 4 * 1024**2
 _LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
 _LOCK_HOLDER: Final = """
 select l.pid, host(a.client_addr)
@@ -45,6 +51,8 @@ class PostgresSink:
         self._stages_made = 0
         self._new: set[sa.Table] = set()
         self._filled: set[sa.Table] = set()
+        self._collided: set[sa.Table] = set()
+        self._direct: set[sa.Table] = set()
         self._binds: dict[Shape, Callable[[Row], Row] | None] = {}
         self._writers: dict[type, Callable[[Shape, list[Row]], None]] = {
             Upsert: self._upsert,
@@ -57,6 +65,8 @@ class PostgresSink:
 
         Nothing is acknowledged to the source before `flushed_position` has passed it.
         """
+        with socket(fileno=dup(self._driver.fileno())) as duplicate:
+            duplicate.setsockopt(SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._driver.execute(
             "select set_config('synchronous_commit', 'off', false) "
             "where current_setting('synchronous_standby_names') = ''"
@@ -97,8 +107,19 @@ class PostgresSink:
         both = "set constraints all immediate; set constraints all deferred"
         self._driver.execute(both, prepare=False)
 
+    def copied_directly(self) -> bool:
+        """Tell whether rows went straight into a table since the last commit or rollback.
+
+        That fails where the table holds one of them all the same. After this was asked, such tables
+        are written by way of a staging table, for as long as the connection lives.
+        """
+        direct, self._direct = self._direct, set()
+        self._collided |= direct
+        return bool(direct)
+
     def committed(self) -> None:
         """Note that the transaction is over: the server has emptied the staging tables."""
+        self._direct.clear()
         self._filled.clear()
         self._new.clear()
 
@@ -123,6 +144,7 @@ class PostgresSink:
             self._delete(table, segment[table])
         for table in tables:
             self._write(segment[table])
+            self._write_lines(table, segment[table].lines)
 
     def _truncate(self, tables: list[sa.Table]) -> None:
         if tables:
@@ -178,6 +200,50 @@ class PostgresSink:
             by_shape[Append, write.shape].append(write.values)
         for (kind, shape), rows in by_shape.items():
             self._writers[kind](shape, rows)
+
+    def _write_lines(self, table: sa.Table, encoded: Lines | None) -> None:
+        """Write rows that are encoded already; fresh ones without a look at what is there."""
+        if encoded is None:
+            return
+        if table in self._collided:
+            encoded.merge()
+            self._upsert_lines(encoded.plan.shape, encoded.known | encoded.fresh)
+        else:
+            self._upsert_lines(encoded.plan.shape, encoded.known)
+            self._insert_lines(table, encoded)
+        self._copy_text(self._name(table), encoded.plan.shape, encoded.appended)
+
+    def _upsert_lines(self, shape: Shape, rows: Mapping[Key, bytes]) -> None:
+        if rows:
+            stage = self._empty_stage(shape.table)
+            self._copy_text(stage, shape, [lines.joined(rows.values())])
+            self._merge(stage, shape, len(rows))
+
+    def _insert_lines(self, table: sa.Table, encoded: Lines) -> None:
+        texts = [*encoded.fresh_texts]
+        texts += [lines.joined(encoded.fresh.values())] if encoded.fresh else []
+        self._copy_text(self._name(table), encoded.plan.shape, texts)
+        if texts:
+            self._direct.add(table)
+
+    def _merge(self, stage: str, shape: Shape, count: int) -> None:
+        """Upsert the staged rows: update those that are there, then insert the others.
+
+        Nearly always they are all there.
+        """
+        target, columns, changed = self._name(shape.table), self._columns(shape), _not_key(shape)
+        joined = self._joined(key_columns(shape.table))
+        updated = 0
+        if changed:
+            assignments = ", ".join(f"{self._quote(c)} = s.{self._quote(c)}" for c in changed)
+            updated = self._run(
+                f"update {target} t set {assignments} from {stage} s where {joined}"
+            )
+        if updated < count:
+            self._run(
+                f"insert into {target} ({columns}) select {columns} from {stage} s "
+                f"where not exists (select from {target} t where {joined})"
+            )
 
     def _upsert(self, shape: Shape, rows: list[Row]) -> None:
         target, columns = self._name(shape.table), self._columns(shape)
@@ -242,14 +308,17 @@ class PostgresSink:
 
     def _stage(self, shape: Shape, rows: list[Row]) -> str:
         """Fill the table's staging table with rows; give its name."""
-        table = shape.table
+        stage = self._empty_stage(shape.table)
+        self._copy(stage, shape, rows)
+        return stage
+
+    def _empty_stage(self, table: sa.Table) -> str:
         stage = self._staging.get(table)
         if stage is None:
             stage = self._staging[table] = self._create_stage(table)
         elif table in self._filled:
             self._run(f"truncate {stage}")
         self._filled.add(table)
-        self._copy(stage, shape, rows)
         return stage
 
     def _create_stage(self, table: sa.Table) -> str:
@@ -265,16 +334,35 @@ class PostgresSink:
         return stage
 
     def _copy(self, name: str, shape: Shape, rows: list[Row]) -> None:
+        if shape.text:
+            self._copy_text(name, shape, [lines.joined(map(lines.encode, rows))])
+            return
         statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin")
         with self._driver.cursor() as cursor, _values_refused(), cursor.copy(statement) as copy:
-            if shape.text:
-                copy.write(copy_text.encode(rows))
-            else:
-                for row in rows:
-                    copy.write_row(self._bound(shape, row))
+            for row in rows:
+                copy.write_row(self._bound(shape, row))
 
-    def _run(self, statement: str) -> None:
-        self._driver.execute(_plain(statement))
+    def _copy_text(self, name: str, shape: Shape, texts: Sequence[bytes]) -> None:
+        """Send encoded rows, if there are any."""
+        if not texts:
+            return
+        statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin {lines.OPTIONS}")
+        with self._driver.cursor() as cursor, cursor.copy(statement):
+            for text in texts:
+                self._send(text)
+
+    def _send(self, text: bytes) -> None:
+        """Send COPY data whole: psycopg's own way lets other threads in for every 128 KB of it."""
+        pgconn = self._driver.pgconn
+        pgconn.put_copy_data(text)
+        while pgconn.flush():
+            readable, _, _ = select.select([pgconn.socket], [pgconn.socket], [])
+            if readable:
+                pgconn.consume_input()
+
+    def _run(self, statement: str) -> int:
+        """Run a statement without parameters; give how many rows it touched."""
+        return self._driver.execute(_plain(statement)).rowcount
 
     def _bound(self, shape: Shape, row: Row) -> Row:
         """Convert Python values as the columns' SQLAlchemy types say; text is left as it is."""

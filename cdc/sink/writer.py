@@ -158,6 +158,15 @@ class Writer:
 
     def _apply_merged(self, batch: Batch, registry: Registry) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order."""
+        _, sink = self._opened()
+        applied = self._applies(batch)
+        if not applied and sink.copied_directly():
+            applied = self._applies(batch)
+        if not applied:
+            self._apply_in_order(batch, registry)
+
+    def _applies(self, batch: Batch) -> bool:
+        """Apply the net effect; tell False, with nothing changed, where a row is refused."""
         connection, sink = self._opened()
         savepoint = connection.begin_nested()
         try:
@@ -169,14 +178,14 @@ class Writer:
         except RowsRefused:
             savepoint.rollback()
             sink.rolled_back()
-            self._apply_in_order(batch, registry)
-        else:
-            savepoint.commit()
-            sink.keep()
+            return False
+        savepoint.commit()
+        sink.keep()
+        return True
 
     def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
         _, sink = self._opened()
-        for transaction in batch.transactions:
+        for transaction in batch.in_order():
             for projector, operations in _steps(project(transaction, registry)):
                 alone = NetEffect()
                 for part in operations:

@@ -1,15 +1,18 @@
 """pgoutput, protocol version 1: Postgres documentation, "Logical Replication Message Formats"."""
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 from cdc.change import Column, Deleted, Inserted, Relation, Truncated, Updated, updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
+from cdc.rows import Rows
+from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.source.pgoutput_rows import Described, set_apart
 from cdc.source.relations import Relations
 from cdc.values import UNCHANGED, Text
 
@@ -22,6 +25,7 @@ _OID: Final = struct.Struct(">I")
 _LENGTH: Final = struct.Struct(">I")
 _TYPE: Final = struct.Struct(">Ii")
 _IS_KEY: Final = 1
+_COMMITS: Final = ord("C")
 _KEY, _OLD, _NEW = ord("K"), ord("O"), ord("N")
 _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
 
@@ -31,9 +35,22 @@ Values = tuple[Text, ...]
 class PgOutput:
     """Decode pgoutput's messages."""
 
-    def __init__(self, relations: Relations) -> None:
+    def __init__(
+        self,
+        relations: Relations,
+        *,
+        bulk: Container[TableName] = (),
+        described: Mapping[int, Described] | None = None,
+    ) -> None:
+        """Take what is known of the tables, and the names of those that `set_apart` is for.
+
+        `described` are relations the stream has described before, by oid.
+        """
         self._relations = relations
-        self._by_oid: dict[int, _Described] = {}
+        self._bulk = bulk
+        # Never changed but replaced, so that a snapshot keeps what was.
+        self._by_oid: dict[int, Described] = dict(described or {})
+        self._in_bulk: dict[int, Described] = {}
         self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
             b"I": self._inserted,
             b"U": self._updated,
@@ -46,6 +63,18 @@ class PgOutput:
             b"O": _nothing,  # origin
             b"Y": _nothing,  # type: the catalog tells more
         }
+
+    def is_commit(self, frame: Frame) -> bool:
+        """Tell whether a data frame (header and message) ends a transaction."""
+        return frame[HEADER_BYTES] == _COMMITS
+
+    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+        """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+        return set_apart(frames, self._in_bulk)
+
+    def snapshot(self) -> "PgOutput":
+        """Give another decoder that has decoded the same."""
+        return PgOutput(self._relations, bulk=self._bulk, described=self._by_oid)
 
     def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
         """Decode one message. Raise ProtocolError where it is none of pgoutput's."""
@@ -75,12 +104,14 @@ class PgOutput:
             position += _TYPE.size
             columns.append(self._relations.column(name, type_oid))
             flagged += [name] if flags & _IS_KEY else []
-        self._by_oid[oid] = self._described(reported, columns, () if full else tuple(flagged))
+        described = self._described(reported, columns, () if full else tuple(flagged))
+        self._by_oid = self._by_oid | {oid: described}
+        self._in_bulk = {o: d for o, d in self._by_oid.items() if d.relation.name in self._bulk}
         return ()
 
     def _described(
         self, reported: TableName, columns: list[Column], flagged: tuple[str, ...]
-    ) -> "_Described":
+    ) -> Described:
         known = self._relations.known(reported)
         generated = self._relations.generated(reported)
         kept = [i for i, column in enumerate(columns) if column.name not in generated]
@@ -96,7 +127,7 @@ class PgOutput:
         if not set(key) <= names:
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
         relation = Relation(known.name, tuple(columns[i] for i in kept), key)
-        return _Described(
+        return Described(
             relation, len(columns), None if len(kept) == len(columns) else tuple(kept)
         )
 
@@ -129,21 +160,13 @@ class PgOutput:
         return [Truncated(self._by_oid[oid].relation) for oid in oids]
 
 
-class _Described(NamedTuple):
-    """A relation, how many columns are sent for it, and which of them are kept; None: all."""
-
-    relation: Relation
-    sent: int
-    kept: tuple[int, ...] | None
-
-
 def _old(relation: Relation, kind: int, before: Values) -> tuple[Values, Values | None]:
     """Give the old key, and the whole old row where it was sent."""
     whole = kind == _OLD and len(relation.columns) > len(relation.key)
     return relation.key_of(before), before if whole else None
 
 
-def _short_row(data: bytes, described: _Described) -> Values | None:
+def _short_row(data: bytes, described: Described) -> Values | None:
     """Read the usual row fast: every value sent, as text of less than 128 bytes.
 
     Such a value is `t`, three zero bytes, its length, its text; no text holds a zero byte, so the
@@ -169,7 +192,7 @@ def _short_row(data: bytes, described: _Described) -> Values | None:
 
 
 def _row(
-    data: bytes, position: int, described: _Described, markers: tuple[int, ...]
+    data: bytes, position: int, described: Described, markers: tuple[int, ...]
 ) -> tuple[Values, int]:
     """Read a marker and its TupleData; give the values kept and the position after them."""
     if data[position] not in markers:

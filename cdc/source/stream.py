@@ -1,20 +1,17 @@
 """The replication stream: frames in, standby status out.
 
-Frames are those of the Postgres documentation, "Streaming Replication Protocol". One connection
-serves one START_REPLICATION: a second one on it ends at once, without an error.
+One connection serves one START_REPLICATION: a second one on it ends at once, without an error.
 """
 
 import os
 import select
-import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
 import psycopg
-from msgspec import Struct
 from psycopg import sql
 from psycopg.pq import ExecStatus
 
@@ -22,57 +19,14 @@ from cdc.errors import ProtocolError, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
+from cdc.source.frame import IS_DATA, Frame, Keepalive, keepalive, position, status
 
-_EPOCH_SECONDS: Final = 946_684_800  # 2000-01-01, Postgres's epoch, in Unix time
-_IS_DATA: Final = ord("w")
-_IS_KEEPALIVE: Final = ord("k")
-_DATA_HEADER: Final = struct.Struct(">cqqq")
-_KEEPALIVE: Final = struct.Struct(">cqqb")
-_STATUS: Final = struct.Struct(">cqqqqb")
-_FRAMES_AT_ONCE: Final = 1000
+_BYTES_AT_ONCE: Final = 1024**2
+# libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
+_BUFFER_BYTES: Final = 256 * 1024
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
 _PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
-
-
-class Data(Struct, frozen=True, gc=False):
-    """A frame that holds a plugin's message."""
-
-    frame: memoryview
-
-    @property
-    def lsn(self) -> Lsn:
-        """Where the change it tells of is."""
-        return Lsn(_DATA_HEADER.unpack_from(self.frame)[1])
-
-    @property
-    def payload(self) -> memoryview:
-        """The plugin's message."""
-        return self.frame[_DATA_HEADER.size :]
-
-
-class Keepalive(Struct, frozen=True, gc=False):
-    """The server has sent everything before `wal_end`."""
-
-    wal_end: Lsn
-    reply_requested: bool
-
-
-Frame = Data | Keepalive
-
-
-def parse(frame: memoryview | bytes) -> Frame:
-    """Read one CopyData's content; raise ProtocolError where it is no frame."""
-    view = memoryview(frame)
-    try:
-        if view[0] == _IS_DATA and len(view) >= _DATA_HEADER.size:
-            return Data(view)
-        if view[0] == _IS_KEEPALIVE:
-            _, wal_end, _, reply = _KEEPALIVE.unpack_from(view)
-            return Keepalive(Lsn(wal_end), bool(reply))
-    except (struct.error, IndexError):
-        pass
-    raise ProtocolError("the server sent a frame that is neither data nor keepalive")
 
 
 def _quoted(value: str) -> sql.SQL:
@@ -102,6 +56,7 @@ class Stream:
         self._sent_at = 0.0
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._plugin_warning: str | None = None
+        self._ending = False
         self._expected_endings = tuple(f'table "{n.schema}"."{n.table}"' for n in insert_only)
         self._open = threading.Lock()
         self._closed = False
@@ -121,6 +76,7 @@ class Stream:
         """Start streaming at a position; raise a SourceError."""
         with translated():
             self._feedback_seconds = self._feedback_interval()
+            self._connection.execute(f"select repeat(' ', {_BUFFER_BYTES})")
             self._connection.add_notice_handler(self._noticed)
             self._connection.execute(self._start_statement(lsn))
         self._acknowledged = self._received = self._reported = lsn
@@ -152,30 +108,51 @@ class Stream:
         if notice.severity_nonlocalized == "WARNING" and not passing and not expected:
             self._plugin_warning = text
 
-    def frames(self, *, seconds: float) -> Iterator[Frame]:
-        """Give the frames that have arrived; wait for some that long, or until feedback is due.
+    def read(self, *, seconds: float) -> tuple[list[Frame], Keepalive | None]:
+        """Give the data frames that have arrived, up to a keepalive; wait for some that long.
 
-        Raise SourceUnavailable where the stream ended, ProtocolError where the plugin warned.
+        The wait also ends when feedback is due. Raise SourceUnavailable where the stream ended,
+        ProtocolError where the plugin warned.
         """
-        count = 0
-        last: Frame | None = None
+        frames: list[Frame] = []
         with translated():
-            while count < _FRAMES_AT_ONCE:
-                size, frame = self._pgconn.get_copy_data(1)
-                if size <= 0:
-                    break
-                count += 1
-                last = parse(frame)
-                if isinstance(last, Keepalive):
-                    self._note(last.wal_end)
-                yield last
-        if isinstance(last, Data):
-            self._note(last.lsn)
+            alive = None if self._ending else self._take(frames)
+        if frames:
+            self._note(position(frames[-1]))
         self._refuse_warnings()
-        if size < 0:
+        if alive is not None:
+            self._note(alive.wal_end)
+        elif frames:
+            pass
+        elif self._ending:
             raise self._ended()
-        if not count:
+        else:
             self._wait(min(seconds, self._until_feedback()))
+        return frames, alive
+
+    def _take(self, frames: list[Frame]) -> Keepalive | None:
+        """Take frames for as long as there are some at once; stop at a keepalive."""
+        get, take, size = self._pgconn.get_copy_data, frames.append, 0
+        while size < _BYTES_AT_ONCE:
+            count, frame = get(1)
+            if count > 0:
+                if frame[0] != IS_DATA:
+                    return keepalive(frame)
+                take(frame)
+                size += count
+            elif count < 0:
+                self._ending = True
+                break
+            elif not self._more():
+                break
+        return None
+
+    def _more(self) -> bool:
+        """Read what the socket holds; tell whether it held something."""
+        readable, _, _ = select.select([self._pgconn.socket], [], [], 0)
+        if readable:
+            self._pgconn.consume_input()
+        return bool(readable)
 
     def _note(self, position: Lsn) -> None:
         self._received = max(self._received, position)
@@ -237,11 +214,9 @@ class Stream:
         self._send_status(self._acknowledged if caught_up else Lsn(0))
 
     def _send_status(self, flushed: Lsn) -> None:
-        now = int((time.time() - _EPOCH_SECONDS) * 1_000_000)
         written = max(self._received, flushed)
-        status = _STATUS.pack(b"r", written, flushed, flushed, now, 0)
         with translated():
-            self._pgconn.put_copy_data(status)
+            self._pgconn.put_copy_data(status(written=written, flushed=flushed))
             self._flush()
         self._sent_at = time.monotonic()
         self._reported = max(self._reported, flushed)

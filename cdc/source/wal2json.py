@@ -4,7 +4,8 @@ The facts used here are in wal2json's README ("Parameters", "Examples") and were
 2.5 and 2.6: see tests/integration/test_plugins.py.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
@@ -15,11 +16,15 @@ from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
+from cdc.rows import Rows
+from cdc.source.frame import HEADER_BYTES, Frame
 from cdc.source.relations import Relations
 from cdc.values import BYTEA, UNCHANGED, Text
 
 MESSAGE_PREFIX: Final = "cdc"
 _FLOATS: Final = (700, 701)
+_ACTION_AT: Final = HEADER_BYTES + len('{"action":"')
+_COMMITS: Final = ord("C")
 
 
 class _Column(msgspec.Struct, gc=False):
@@ -103,8 +108,10 @@ class _Identity(NamedTuple):
 class Wal2Json:
     """Decode wal2json's lines into messages."""
 
-    def __init__(self, relations: Relations) -> None:
+    def __init__(self, relations: Relations, *, bulk: Container[TableName] = ()) -> None:
+        """Take what is known of the tables, and the names of those that `set_apart` is for."""
         self._relations = relations
+        self._bulk = bulk
         self._current: dict[TableName, Relation] = {}
         self._layouts: dict[tuple[str, str, bool], list[_Layout]] = {}
         self._identities: dict[tuple[str, str], _Identity] = {}
@@ -118,6 +125,18 @@ class Wal2Json:
             "C": _commit,
             "M": _emitted,
         }
+
+    def is_commit(self, frame: Frame) -> bool:
+        """Tell whether a data frame (header and line) ends a transaction."""
+        return frame[_ACTION_AT] == _COMMITS
+
+    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+        """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+        return [], list(frames)
+
+    def snapshot(self) -> Self:
+        """Give another decoder that has decoded the same."""
+        return copy(self)
 
     def decode(self, payload: Payload) -> Sequence[Message]:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""

@@ -1,0 +1,53 @@
+"""Rows as lines that COPY reads: Postgres documentation, COPY, "CSV Format".
+
+Columns are separated by tabs and NULL is nothing at all; what needs quoting stands between bytes of
+the value 1, which texts hardly ever hold. So a value is nearly always its own encoding, and rows can
+be cut out of what pgoutput sends.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from cdc.values import Text
+
+OPTIONS: Final = r"with (format csv, delimiter e'\t', quote e'\x01', null '', encoding 'UTF8')"
+"""What COPY is told of the format."""
+
+QUOTE: Final = b"\x01"
+EMPTY: Final = QUOTE * 2
+SPECIAL: Final = b"\t\n\r\x01"
+"""Bytes that a value must be quoted for."""
+
+_SPECIAL: Final = re.compile(r"[\t\n\r\x01]")
+_END: Final = r"\."  # alone on a line it would end the data
+
+
+def encode(values: Sequence[Text]) -> bytes:
+    """Encode one row, without the line's end."""
+    try:
+        line = "\t".join(values)  # type: ignore[arg-type]
+    except TypeError:
+        line = "\t".join([_field(value) for value in values])
+    else:
+        if "" in values or line.count("\t") >= len(values) or _must_quote(line):
+            line = "\t".join([_field(value) for value in values])
+    return line.encode()
+
+
+def joined(rows: Iterable[bytes]) -> bytes:
+    """Join encoded rows, at least one, into what COPY is sent."""
+    return b"\n".join(rows) + b"\n"
+
+
+def _must_quote(line: str) -> bool:
+    return "\n" in line or "\r" in line or "\x01" in line or line == _END
+
+
+def _field(value: Text) -> str:
+    if value is None:
+        return ""
+    text = str(value)
+    if text and not _SPECIAL.search(text) and text != _END:
+        return text
+    return "\x01" + text.replace("\x01", "\x01\x01") + "\x01"

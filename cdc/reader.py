@@ -1,0 +1,101 @@
+"""Data frames to transactions; and where very many have arrived, to rows set apart in bulk."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Final, Protocol, Self
+
+from cdc.assemble import Assembler, Transaction
+from cdc.message import Emitted, Message
+from cdc.rows import Bulk, Rows
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+
+_MANY_FRAMES: Final = 128
+_OVERHEAD_BYTES: Final = 256  # what a change takes in memory beyond its bytes on the wire
+
+
+class Decoder(Protocol):
+    """What a plugin's decoder does."""
+
+    def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
+        """Decode one frame's message; raise ProtocolError."""
+
+    def is_commit(self, frame: Frame) -> bool:
+        """Tell whether a frame ends a transaction."""
+
+    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+        """Give rows to be written in bulk, and the frames that are left, in order."""
+
+    def snapshot(self) -> Self:
+        """Give another decoder that has decoded the same."""
+
+
+class Reader:
+    """Read frames in order, one by one, or in bulk where many are there and have a commit."""
+
+    def __init__(self, decoder: Decoder, assembler: Assembler, *, piece_bytes: int) -> None:
+        """Take the parts; transactions of more bytes than `piece_bytes` are read in pieces."""
+        self._decoder = decoder
+        self._assembler = assembler
+        self._piece_bytes = piece_bytes
+        self._carried: list[Frame] = []
+        self.emitted = False  # a message written into the WAL was read: somebody waits for it
+
+    @property
+    def between_transactions(self) -> bool:
+        """Tell whether every transaction begun has been given."""
+        return not self._carried and self._assembler.between_transactions
+
+    def read(self, frames: Sequence[Frame]) -> Iterator[Transaction | Bulk]:
+        """Give what the frames complete; raise ProtocolError."""
+        carried, self._carried = self._carried, []
+        frames = [*carried, *frames]
+        if len(frames) < _MANY_FRAMES or not self._assembler.is_past_checkpoint:
+            return self._one_by_one(self._decoder, self._assembler, frames)
+        return self._in_bulk(self._until_commit(frames))
+
+    def _until_commit(self, frames: list[Frame]) -> list[Frame]:
+        """Keep what follows the last commit for the next time, unless it is too much to keep."""
+        for position in range(len(frames), 0, -1):
+            if self._decoder.is_commit(frames[position - 1]):
+                self._carried = frames[position:]
+                return frames[:position]
+        if sum(map(len, frames)) >= self._piece_bytes:
+            return frames
+        self._carried = frames
+        return []
+
+    def _in_bulk(self, frames: list[Frame]) -> Iterator[Transaction | Bulk]:
+        before = self._decoder.snapshot(), self._assembler.fork()
+        rows, left = self._decoder.set_apart(frames)
+        transactions = self._one_by_one(self._decoder, self._assembler, left)
+        if not rows:
+            yield from transactions
+            return
+        whole = [*transactions, *self._piece(self._assembler)]
+        again = partial(self._again, *before, Stretch(frames))
+        yield Bulk(whole, rows, again, sum(map(_size, frames)))
+
+    def _again(
+        self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]
+    ) -> list[Transaction]:
+        fresh = assembler.fork()
+        return [*self._one_by_one(decoder, fresh, frames), *self._piece(fresh)]
+
+    def _piece(self, assembler: Assembler) -> list[Transaction]:
+        piece = assembler.cut()
+        return [] if piece is None else [piece]
+
+    def _one_by_one(
+        self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]
+    ) -> Iterator[Transaction]:
+        for frame in frames:
+            for message in decoder.decode(frame[HEADER_BYTES:]):
+                transaction = assembler.feed(message, _size(frame))
+                if transaction is not None:
+                    yield transaction
+                elif isinstance(message, Emitted):
+                    self.emitted = True
+
+
+def _size(frame: Frame) -> int:
+    return len(frame) + _OVERHEAD_BYTES
