@@ -1,8 +1,8 @@
 """Rows as lines that COPY reads: Postgres documentation, COPY, "CSV Format".
 
-Columns are separated by tabs and NULL is nothing at all; what needs quoting stands between bytes of
-the value 1, which texts hardly ever hold. So a value is nearly always its own encoding, and rows can
-be cut out of what pgoutput sends.
+Columns are separated by tabs and NULL is nothing at all; what needs quoting stands between bytes
+of the value 1, which texts hardly ever hold. So a value is nearly always its own encoding, and rows
+can be cut out of what the plugins send.
 """
 
 import re

@@ -9,7 +9,9 @@ from cdc.message import Emitted, Message
 from cdc.rows import Bulk, Rows
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 
-_MANY_FRAMES: Final = 128
+BULK_FRAMES: Final = 128
+"""From how many frames at once on it pays to set rows apart."""
+
 _OVERHEAD_BYTES: Final = 256  # what a change takes in memory beyond its bytes on the wire
 
 
@@ -32,11 +34,19 @@ class Decoder(Protocol):
 class Reader:
     """Read frames in order, one by one, or in bulk where many are there and have a commit."""
 
-    def __init__(self, decoder: Decoder, assembler: Assembler, *, piece_bytes: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        assembler: Assembler,
+        *,
+        piece_bytes: int,
+        bulk_frames: int = BULK_FRAMES,
+    ) -> None:
         """Take the parts; transactions of more bytes than `piece_bytes` are read in pieces."""
         self._decoder = decoder
         self._assembler = assembler
         self._piece_bytes = piece_bytes
+        self._bulk_frames = bulk_frames
         self._carried: list[Frame] = []
         self.emitted = False  # a message written into the WAL was read: somebody waits for it
 
@@ -49,7 +59,7 @@ class Reader:
         """Give what the frames complete; raise ProtocolError."""
         carried, self._carried = self._carried, []
         frames = [*carried, *frames]
-        if len(frames) < _MANY_FRAMES or not self._assembler.is_past_checkpoint:
+        if len(frames) < self._bulk_frames or not self._assembler.is_past_checkpoint:
             return self._one_by_one(self._decoder, self._assembler, frames)
         return self._in_bulk(self._until_commit(frames))
 
@@ -73,7 +83,8 @@ class Reader:
             return
         whole = [*transactions, *self._piece(self._assembler)]
         again = partial(self._again, *before, Stretch(frames))
-        yield Bulk(whole, rows, again, sum(map(_size, frames)))
+        size = sum(map(_size, frames)) + sum(map(len, frames))  # once in rows, once to read again
+        yield Bulk(whole, rows, again, size)
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]

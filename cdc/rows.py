@@ -44,17 +44,21 @@ class Rows(Protocol):
         """Encode them together, each line with its end."""
 
 
+InOrder = Callable[[], list[Transaction]]
+"""Reads a stretch of the stream once more, as transactions with every change in its place."""
+
+
 class Bulk(Struct):
     """A stretch of the stream that holds many changes.
 
     `transactions` are those in it, without the changes that are set apart in `rows`; the last one
-    may be a piece. `in_order` reads all of it once more, as transactions with every change in its
-    place: for when the rows must be told apart.
+    may be a piece. `in_order` is for when the rows must be told apart. `size` is about what it
+    takes in memory, in bytes.
     """
 
     transactions: list[Transaction]
     rows: list[Rows]
-    in_order: Callable[[], list[Transaction]]
+    in_order: InOrder
     size: int
 
     @property

@@ -14,7 +14,7 @@ from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update
 from cdc.projection.lines import BulkPlan, Lines, net_rows
 from cdc.projection.project import project
 from cdc.projection.registry import Registry
-from cdc.rows import Bulk, Rows
+from cdc.rows import Bulk, InOrder, Rows
 
 Write = Upsert | Update
 
@@ -142,12 +142,12 @@ class Effects:
 
     def _add_keyed(self, rows: Rows, plan: BulkPlan, lines: Lines) -> None:
         net = net_rows(rows, plan)
-        replaced = self.deletes.keys() & net.written.keys()
-        touched = (self.writes.keys() & net.written.keys()) | replaced | self.moved_to
+        written = net.written.keys()
+        before = [rows for rows in (self.writes, self.deletes, self.moved_to) if rows]
+        touched = {key for rows in before for key in written & rows}
         for key in touched:
             self.writes.pop(key, None)
-        for key in replaced:
-            del self.deletes[key]
+            self.deletes.pop(key, None)
         lines.put(net, touched=touched)
         single = len(plan.key_positions) == 1
         for key in net.deleted:
@@ -204,7 +204,7 @@ class Batch:
     """
 
     transactions: list[Transaction] = field(default_factory=list)
-    added: list[Transaction | Bulk] = field(default_factory=list)
+    added: list[Transaction | InOrder] = field(default_factory=list)
     effect: NetEffect = field(default_factory=NetEffect)
     operations: Counter[tuple[str, type]] = field(default_factory=Counter)
     end_lsn: Lsn | None = None
@@ -236,7 +236,7 @@ class Batch:
             for name, plan in plans_of_rows:
                 self.effect.add_rows(rows, plan)
                 self._count(name, rows, plan)
-        self.added.append(bulk)
+        self.added.append(bulk.in_order)  # the rows themselves may go: they are merged
         self.size += bulk.size
 
     def _count(self, name: str, rows: Rows, plan: BulkPlan) -> None:
@@ -250,7 +250,7 @@ class Batch:
     def in_order(self) -> Iterator[Transaction]:
         """Give what was added as transactions that hold every change in its place."""
         for one in self.added:
-            yield from (one,) if isinstance(one, Transaction) else one.in_order()
+            yield from (one,) if isinstance(one, Transaction) else one()
 
     def _project(self, transaction: Transaction, registry: Registry) -> None:
         add = self.effect.add

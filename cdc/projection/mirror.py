@@ -113,7 +113,7 @@ class Mirror:
         return not self.settings.mask
 
     def bulk_plan(self, relation: Relation) -> BulkPlan:
-        """Give how rows of a relation are written in bulk; raise ProjectionError like operations."""
+        """Give how rows of a relation are written in bulk; raise ProjectionError."""
         if self._bulk_plan is None or self._bulk_relation is not relation:
             self._bulk_plan = self._planned_in_bulk(relation)
             self._bulk_relation = relation

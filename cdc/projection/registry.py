@@ -46,7 +46,6 @@ class Registry:
         """Give the projectors of a source table."""
         return self._by_table.get(name, ())
 
-
     @property
     def in_bulk(self) -> frozenset[TableName]:
         """The source tables whose rows may be written in bulk: only mirrors want them."""

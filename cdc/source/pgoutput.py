@@ -127,9 +127,7 @@ class PgOutput:
         if not set(key) <= names:
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
         relation = Relation(known.name, tuple(columns[i] for i in kept), key)
-        return Described(
-            relation, len(columns), None if len(kept) == len(columns) else tuple(kept)
-        )
+        return Described(relation, len(columns), None if len(kept) == len(columns) else tuple(kept))
 
     def _inserted(self, data: bytes) -> Sequence[Message]:
         described = self._by_oid[_OID.unpack_from(data, 1)[0]]

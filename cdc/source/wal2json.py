@@ -4,8 +4,7 @@ The facts used here are in wal2json's README ("Parameters", "Examples") and were
 2.5 and 2.6: see tests/integration/test_plugins.py.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
-from copy import copy
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
@@ -19,6 +18,7 @@ from cdc.names import TableName
 from cdc.rows import Rows
 from cdc.source.frame import HEADER_BYTES, Frame
 from cdc.source.relations import Relations
+from cdc.source.wal2json_rows import Described, set_apart
 from cdc.values import BYTEA, UNCHANGED, Text
 
 MESSAGE_PREFIX: Final = "cdc"
@@ -108,11 +108,20 @@ class _Identity(NamedTuple):
 class Wal2Json:
     """Decode wal2json's lines into messages."""
 
-    def __init__(self, relations: Relations, *, bulk: Container[TableName] = ()) -> None:
-        """Take what is known of the tables, and the names of those that `set_apart` is for."""
+    def __init__(
+        self,
+        relations: Relations,
+        *,
+        bulk: Container[TableName] = (),
+        current: Mapping[TableName, Relation] | None = None,
+    ) -> None:
+        """Take what is known of the tables, and the names of those that `set_apart` is for.
+
+        `current` are relations as the stream has last described them, by reported name.
+        """
         self._relations = relations
         self._bulk = bulk
-        self._current: dict[TableName, Relation] = {}
+        self._current: dict[TableName, Relation] = dict(current or {})
         self._layouts: dict[tuple[str, str, bool], list[_Layout]] = {}
         self._identities: dict[tuple[str, str], _Identity] = {}
         self._truncated_at: dict[TableName, str] = {}
@@ -132,11 +141,17 @@ class Wal2Json:
 
     def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
-        return [], list(frames)
+        return set_apart(frames, self._in_bulk)
 
-    def snapshot(self) -> Self:
+    def _in_bulk(self, reported: TableName) -> Described | None:
+        relation = self._relation(reported)
+        if relation.name not in self._bulk:
+            return None
+        return Described(relation, self._relations.generated(reported))
+
+    def snapshot(self) -> "Wal2Json":
         """Give another decoder that has decoded the same."""
-        return copy(self)
+        return Wal2Json(self._relations, bulk=self._bulk, current=self._current)
 
     def decode(self, payload: Payload) -> Sequence[Message]:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""

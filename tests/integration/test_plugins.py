@@ -19,9 +19,10 @@ from cdc.settings import MirrorSettings
 from cdc.source import pgoutput, publication, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import connect, connect_replication
+from cdc.source.frame import HEADER_BYTES
 from cdc.source.relations import Relations
 from cdc.source.slot import create_slot, mark_now
-from cdc.source.stream import Data, Stream
+from cdc.source.stream import Stream
 from cdc.values import UNCHANGED
 from tests.conftest import Database, require
 
@@ -76,12 +77,12 @@ class Recorder:
         decoder = PLUGINS[plugin](Relations(self.schema))
         assembler = Assembler(self.starts[plugin], piece_bytes=piece_bytes)
         while True:
-            for frame in stream.frames(seconds=1.0):
-                if isinstance(frame, Data):
-                    for message in decoder.decode(frame.payload):
-                        whole = assembler.feed(message, len(frame.payload))
-                        if whole is not None:
-                            yield whole
+            frames, _ = stream.read(seconds=1.0)
+            for frame in frames:
+                for message in decoder.decode(frame[HEADER_BYTES:]):
+                    whole = assembler.feed(message, len(frame))
+                    if whole is not None:
+                        yield whole
             stream.feedback()
             if stream.received >= target and assembler.between_transactions:
                 return

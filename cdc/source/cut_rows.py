@@ -1,0 +1,247 @@
+"""Rows that are still where they came in, in the frames, and are cut out as lines."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cdc import lines
+from cdc.change import Relation
+from cdc.rows import Key
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+
+Numbers: TypeAlias = NDArray[np.int64]
+Bytes: TypeAlias = NDArray[np.uint8]
+Flags: TypeAlias = NDArray[np.bool_]
+
+_TAB, _NEWLINE, _BLANK = b"\t\n "
+_BYTEA_PREFIX: Final = b"\\x"
+
+
+class Places:
+    """Frames joined, and where each begins and ends."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        stretch = Stretch(frames)
+        self.data = stretch.data
+        self.bytes: Bytes = np.frombuffer(self.data, np.uint8)
+        # The four bytes from any position on, as a number.
+        self.uint32: NDArray[np.uint32] = np.ndarray(
+            (max(0, len(self.data) - 3),), dtype=">u4", buffer=self.data, strides=(1,)
+        )
+        lengths = np.array(stretch.lengths, np.int64)
+        self.ends: Numbers = np.cumsum(lengths)
+        self.starts: Numbers = self.ends - lengths
+
+    def picked(self, index: Numbers) -> "Places":
+        """Give some of the frames."""
+        view = memoryview(self.data)
+        bounds = zip(self.starts[index].tolist(), self.ends[index].tolist(), strict=True)
+        return Places([view[start:end] for start, end in bounds])
+
+    @cached_property
+    def characters(self) -> str:
+        """The bytes as characters of the same numbers: to cut keys out of."""
+        return self.data.decode("latin-1")
+
+    @cached_property
+    def kinds(self) -> Bytes:
+        """The first byte of each frame's message."""
+        return self.bytes[self.starts + HEADER_BYTES]
+
+
+class Column(NamedTuple):
+    """Where a column's value is in each row; `is_null` None: nowhere.
+
+    The byte at `separator_at`, before it, is free for a separator, and so are the two after that
+    where the value is empty. Where `is_bytea`, the two bytes before the value are free for the
+    prefix that it lacks.
+    """
+
+    separator_at: Numbers
+    starts: Numbers
+    ends: Numbers
+    is_null: Flags | None
+    is_bytea: bool = False
+
+    def of_rows(self, index: Numbers, moved: Numbers) -> "Column":
+        """Give the column of some rows, which stand so many bytes further on."""
+        is_null = None if self.is_null is None else self.is_null[index]
+        separator_at, starts, ends = (
+            positions[index] + moved for positions in (self.separator_at, self.starts, self.ends)
+        )
+        return Column(separator_at, starts, ends, is_null, self.is_bytea)
+
+
+def cut_texts(places: Places, column: Column) -> list[str]:
+    """Cut a column's values out, each byte as the character of the same number."""
+    characters = places.characters
+    bounds = zip(column.starts.tolist(), column.ends.tolist(), strict=True)
+    return [characters[start:end] for start, end in bounds]
+
+
+class Encoding(Protocol):
+    """How values stand in the frames."""
+
+    special: bytes
+    """A value that holds one of these bytes is not what it is in a line."""
+
+    def decode(self, value: bytes) -> str:
+        """Give the text of a value."""
+
+
+class PlainText:
+    """As the server's text, in UTF-8."""
+
+    special = lines.SPECIAL
+
+    def decode(self, value: bytes) -> str:
+        return value.decode(errors="surrogateescape")
+
+
+class JsonText:
+    """As the inside of JSON strings: what a line would quote is escaped by a backslash there."""
+
+    special = b"\\"
+
+    def decode(self, value: bytes) -> str:
+        if b"\\" in value:
+            return msgspec.json.decode(b'"' + value + b'"', type=str)
+        return value.decode(errors="surrogateescape")
+
+
+@dataclass(eq=False)
+class CutRows:
+    """Rows of one relation, with the places of the relation's columns in all of them."""
+
+    relation: Relation
+    inserted: Sequence[bool]
+    deleted: Sequence[bool]
+    places: Places
+    columns: Sequence[Column]
+    encoding: Encoding
+
+    def keys(self, positions: Sequence[int]) -> list[Key]:
+        """Give the texts of the key columns, by their positions in the relation."""
+        parts = [self._texts(self.columns[position]) for position in positions]
+        return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+
+    def _texts(self, column: Column) -> list[str]:
+        """Give a column's texts; it has no NULL."""
+        found = cut_texts(self.places, column)
+        together = "".join(found)
+        if not together.isascii() or "\\" in together:
+            found = [self.encoding.decode(one.encode("latin-1")) for one in found]
+        return [f"\\x{one}" for one in found] if column.is_bytea else found
+
+    def lines(self, picked: Sequence[int], positions: Sequence[int]) -> list[bytes]:
+        """Encode columns of the rows picked: cut out of the frames, with separators put between."""
+        return self._cut(picked, positions).lines()
+
+    def text(self, picked: Sequence[int], positions: Sequence[int]) -> bytes:
+        """Encode them together, each line with its end."""
+        return self._cut(picked, positions).text()
+
+    def _cut(self, picked: Sequence[int], positions: Sequence[int]) -> "_Cut":
+        places, columns = self.places, [self.columns[position] for position in positions]
+        if len(picked) < len(self.inserted):
+            index = np.array(picked, np.int64)
+            places = self.places.picked(index)
+            moved = places.starts - self.places.starts[index]
+            columns = [column.of_rows(index, moved) for column in columns]
+        return _Cut(places, columns, self.encoding)
+
+
+class _Cut:
+    """Lines cut out of the frames, each value with a separator before it."""
+
+    def __init__(self, places: Places, columns: Sequence[Column], encoding: Encoding) -> None:
+        self._places = places
+        self._columns = columns
+        self._encoding = encoding
+        self._bytes = places.bytes.copy()
+        self._edges = np.zeros(len(self._bytes) + 1, np.bool_)
+        self._written: Counter[int] = Counter()
+        for number, column in enumerate(columns):
+            self._write(column.separator_at, _TAB if number else _NEWLINE)
+            self._keep(column.starts, column.ends)
+            if column.is_bytea:
+                self._prefix_bytea(column)
+            else:
+                self._quote_empty(column)
+        self._kept = np.logical_xor.accumulate(self._edges[:-1])
+
+    def _write(self, at: Numbers, *written: int) -> None:
+        """Write bytes there in each row, and keep them."""
+        for offset, byte in enumerate(written):
+            self._bytes[at + offset] = byte
+            self._written[byte] += len(at)
+        self._keep(at, at + len(written))
+
+    def _keep(self, starts: Numbers, ends: Numbers) -> None:
+        """Note ranges to keep: they do not overlap, so each edge turns keeping on or off."""
+        self._edges[starts] ^= True
+        self._edges[ends] ^= True
+
+    def _prefix_bytea(self, column: Column) -> None:
+        at = column.starts if column.is_null is None else column.starts[~column.is_null]
+        self._write(at - len(_BYTEA_PREFIX), *_BYTEA_PREFIX)
+
+    def _quote_empty(self, column: Column) -> None:
+        """Write an empty text as one, so that it is no NULL."""
+        empty = column.starts == column.ends
+        if column.is_null is not None:
+            empty &= ~column.is_null
+        if empty.any():
+            self._write(column.separator_at[empty] + 1, *lines.EMPTY)
+
+    def text(self) -> bytes:
+        """Give the lines, each with its end."""
+        cut = self._bytes[self._kept].tobytes()
+        return cut[1:] + b"\n" if self._is_plain(cut) else lines.joined(self._encoded())
+
+    def lines(self) -> list[bytes]:
+        """Give a line for each row."""
+        cut = self._bytes[self._kept].tobytes()
+        return cut.split(b"\n")[1:] if self._is_plain(cut) else self._encoded()
+
+    def _is_plain(self, cut: bytes) -> bool:
+        """Tell whether all special bytes are those written here."""
+        alone = len(self._columns) == 1 and b"\\." in cut  # such a line would end the data
+        return not alone and all(
+            cut.count(byte) == self._written[byte] for byte in self._encoding.special
+        )
+
+    def _encoded(self) -> list[bytes]:
+        """Give the lines, of rows with something special encoded from their values."""
+        rows = self._special_rows()
+        found = self._bytes[self._kept].tobytes().split(b"\n")[1:]
+        for row in rows:
+            found[row] = lines.encode([self._value(column, row) for column in self._columns])
+        return found
+
+    def _special_rows(self) -> Sequence[int]:
+        """Find the rows with something special, and blank it, so that lines can be told apart."""
+        firsts = self._columns[0].separator_at
+        is_special = np.zeros(256, np.bool_)
+        is_special[list(self._encoding.special)] = True
+        special = is_special[self._places.bytes] & self._kept
+        for column in self._columns:
+            special[column.separator_at] = False
+        self._bytes[special] = _BLANK
+        if len(self._columns) == 1:
+            return range(len(firsts))
+        rows = np.searchsorted(firsts, np.flatnonzero(special), side="right") - 1
+        return np.unique(rows).tolist()  # type: ignore[no-any-return]
+
+    def _value(self, column: Column, row: int) -> str | None:
+        if column.is_null is not None and column.is_null[row]:
+            return None
+        value = self._places.data[column.starts[row] : column.ends[row]]
+        text = self._encoding.decode(value)
+        return f"\\x{text}" if column.is_bytea else text

@@ -1,0 +1,309 @@
+"""Set rows apart from many of wal2json's lines at once.
+
+Lines of one table and action differ only in their values and in what comes before the schema's
+name. So a template is made from the first such line; where another has the same text between its
+values, they are known by their places. Nothing inside a JSON string can look like that text: a
+quote stands there only after a backslash. Tables with lines of another form among these are left to
+be read one by one (`cdc.source.wal2json`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cdc.change import Relation
+from cdc.names import TableName
+from cdc.rows import Rows
+from cdc.source.cut_rows import Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
+from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.values import BYTEA
+
+_ACTION: Final = b'{"action":"'
+_ACTION_AT: Final = HEADER_BYTES + len(_ACTION)
+_VALUE: Final = b'"value":'
+_END: Final = b"}]}"
+_TRUE, _FALSE, _NULL, _QUOTE = b'tfn"'
+_INSERT, _DELETE = "ID"
+_MOST_TEMPLATES: Final = 64  # in one stretch; more would cost more than they gain
+
+_ROW, _BETWEEN = 2, 1  # as in cdc.source.pgoutput_rows
+_MEANING: Final = np.zeros(256, np.uint8)
+_MEANING[list(b"IUD")] = _ROW
+_MEANING[list(b"BCM")] = _BETWEEN
+
+
+# By first byte and length (6: more than 5): whether it may be a value that is no string.
+_FITS: Final = np.zeros((256, 7), np.bool_)
+_FITS[list(b"-0123456789"), 1:] = True
+_FITS[[_NULL, _TRUE], 4] = _FITS[_FALSE, 5] = True
+
+
+class Described(NamedTuple):
+    """A reported table's relation, and which of its columns are generated: those are left out."""
+
+    relation: Relation
+    generated: frozenset[str]
+
+
+Describe = Callable[[TableName], Described | None]
+"""Gives what is known of a reported table; None where its rows are not for bulk."""
+
+
+class _Column(msgspec.Struct, gc=False):
+    name: str
+    typeoid: int
+
+
+class _Line(msgspec.Struct, gc=False):
+    action: str
+    schema: str
+    table: str
+    columns: list[_Column] = []
+    identity: list[_Column] = []
+
+
+_decode: Final = msgspec.json.Decoder(_Line).decode
+
+
+@dataclass(eq=False)
+class _Template:
+    """What lines of one table and action have in common: the text before each value."""
+
+    line: _Line
+    before: list[bytes]
+    index: Numbers  # which frames follow it
+    described: Described | None
+    value_at: NDArray[np.int64]  # by frame and value: where its mark stands
+
+    @property
+    def relation(self) -> Relation:
+        """The table's relation; there is one."""
+        assert self.described is not None  # noqa: S101  templates without are left out before
+        return self.described.relation
+
+    @property
+    def columns(self) -> list[_Column]:
+        """The columns whose values a line has, in order."""
+        return [*self.line.columns, *self.line.identity]
+
+    def sources(self, columns: Sequence[Column]) -> dict[str, Column]:
+        """Give the columns that a row's values come from, by name."""
+        if self.line.action == _DELETE:
+            old = self.identity(columns)
+            return {name: old[name] for name in self.relation.key}
+        named = zip(self.line.columns, columns, strict=False)
+        return {column.name: at for column, at in named if column.name in self.relation.positions}
+
+    def identity(self, columns: Sequence[Column]) -> dict[str, Column]:
+        """Give the columns of the replica identity, by name."""
+        first = len(self.line.columns)
+        named = zip(self.line.identity, columns[first:], strict=True)
+        return {column.name: at for column, at in named}
+
+    @property
+    def is_usual(self) -> bool:
+        """Tell whether the rows have just the relation's columns, in order."""
+        if self.described is None:
+            return False
+        relation, generated = self.described
+        columns = [c for c in self.line.columns if c.name not in generated]
+        is_whole = [(c.name, c.typeoid) for c in columns] == [
+            (c.name, c.type_oid) for c in relation.columns
+        ]
+        has_key = {c.name for c in self.line.identity} >= set(relation.key)
+        if self.line.action == _DELETE:
+            return has_key
+        return is_whole and (has_key or self.line.action == _INSERT)
+
+
+def set_apart(frames: Sequence[Frame], describe: Describe) -> tuple[list[Rows], list[Frame]]:
+    """Give rows of the tables described, and the frames that are left, in order."""
+    try:
+        return _set_apart(frames, describe)
+    except (IndexError, msgspec.MsgspecError):  # reading it alone tells what is wrong with which
+        return [], list(frames)
+
+
+def _set_apart(frames: Sequence[Frame], describe: Describe) -> tuple[list[Rows], list[Frame]]:
+    places = Places(frames)
+    meaning = _MEANING[places.bytes[places.starts + _ACTION_AT]]
+    if not meaning.all():
+        return [], list(frames)
+    found: list[Rows] = []
+    left = np.ones(len(frames), np.bool_)
+    for templates in _by_relation(_templates(places, meaning == _ROW, describe)):
+        rows = _rows(places, frames, templates)
+        if rows is not None:
+            found.append(rows)
+            for template in templates:
+                left[template.index] = False
+    return found, [frames[i] for i in np.flatnonzero(left).tolist()]
+
+
+def _by_relation(templates: list[_Template]) -> list[list[_Template]]:
+    """Group the templates by relation; leave out relations with an unusual one."""
+    groups: dict[TableName, list[_Template]] = {}
+    for template in templates:
+        if template.described is not None:
+            groups.setdefault(template.described.relation.name, []).append(template)
+    return [group for group in groups.values() if all(one.is_usual for one in group)]
+
+
+def _templates(places: Places, is_row: Flags, describe: Describe) -> list[_Template]:
+    """Find the templates of all rows; none where they are too many."""
+    marks = _marks(places)
+    of_frame = np.searchsorted(places.starts, marks, side="right") - 1
+    counts = np.bincount(of_frame, minlength=len(places.starts))
+    first = np.cumsum(counts) - counts
+    waiting = np.flatnonzero(is_row)
+    templates: list[_Template] = []
+    while len(waiting):
+        if len(templates) == _MOST_TEMPLATES:
+            return []
+        line = _line(places, int(waiting[0]))
+        before = _texts_before(line)
+        action = places.bytes[places.starts[waiting] + _ACTION_AT]
+        alike = (counts[waiting] == len(before)) & (action == ord(line.action))
+        candidates = waiting[alike]
+        value_at = marks[first[candidates][:, None] + np.arange(len(before))]
+        same = _stands_before(places, value_at, before)
+        if not same[:1].all() or not len(candidates):
+            return []  # not even the line it was made from: wal2json writes it in another way
+        name = TableName(line.schema, line.table)
+        templates.append(_Template(line, before, candidates[same], describe(name), value_at[same]))
+        waiting = np.setdiff1d(waiting, candidates[same], assume_unique=True)
+    return templates
+
+
+def _marks(places: Places) -> Numbers:
+    """Find where values are announced."""
+    words = np.ndarray(
+        (max(0, len(places.data) - 7),), dtype="<u8", buffer=places.data, strides=(1,)
+    )
+    return np.flatnonzero(words == int.from_bytes(_VALUE, "little"))
+
+
+def _line(places: Places, frame: int) -> _Line:
+    start, end = int(places.starts[frame]), int(places.ends[frame])
+    return _decode(places.data[start + HEADER_BYTES : end])
+
+
+def _texts_before(line: _Line) -> list[bytes]:
+    """Give the text before each value's mark: what follows the LSN, then what joins two values."""
+    texts = []
+    head = f'"schema":{_json(line.schema)},"table":{_json(line.table)},'
+    for part, columns in (("columns", line.columns), ("identity", line.identity)):
+        for number, column in enumerate(columns):
+            joint = "},{" if number else f'{head}"{part}":[{{'
+            texts.append(f'{joint}"name":{_json(column.name)},"typeoid":{column.typeoid},')
+        head = "}]," if columns else head
+    return [text.encode() for text in texts]
+
+
+def _json(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _stands_before(places: Places, value_at: Numbers, before: list[bytes]) -> Flags:
+    """Tell which frames have just these texts before their values, and the end that lines have."""
+    same = np.ones(len(value_at), np.bool_)
+    for number, text in enumerate(before):
+        start = value_at[:, number] - len(text)
+        for offset, byte in _words(text):
+            same &= places.uint32[start + offset] == byte
+    return same
+
+
+def _words(text: bytes) -> list[tuple[int, int]]:
+    """Cut a text of at least four bytes into numbers of four, the last ones overlapping."""
+    offsets = [*range(0, len(text) - 3, 4), len(text) - 4]
+    return [(offset, int.from_bytes(text[offset : offset + 4])) for offset in offsets]
+
+
+def _rows(
+    places: Places, frames: Sequence[Frame], templates: Sequence[_Template]
+) -> CutRows | None:
+    """Put the rows of a relation's templates in order; None where a row is not the usual one."""
+    relation = templates[0].relation
+    index = np.sort(np.concatenate([template.index for template in templates]))
+    own = places if len(index) == len(frames) else places.picked(index)
+    moved = own.starts - places.starts[index]
+    filled = {name: _Filled(len(index)) for name in relation.names}
+    for template in templates:
+        at = np.searchsorted(index, template.index)
+        columns = [
+            _column(own, template, number, moved=moved[at], frame_ends=own.ends[at])
+            for number in range(len(template.before))
+        ]
+        if not _keys_are_usual(own, template, columns):
+            return None
+        for name, column in template.sources(columns).items():
+            filled[name].fill(at, column)
+    actions = own.bytes[own.starts + _ACTION_AT]
+    inserted, deleted = actions == ord(_INSERT), actions == ord(_DELETE)
+    whole = [column.done() for column in filled.values()]
+    return CutRows(relation, inserted.tolist(), deleted.tolist(), own, whole, JsonText())
+
+
+def _keys_are_usual(places: Places, template: _Template, columns: Sequence[Column]) -> bool:
+    """Tell whether no key has a NULL, and none has changed."""
+    new, old = template.sources(columns), template.identity(columns)
+    for name in template.relation.key:
+        key = new[name]
+        if key.is_null is not None:
+            return False
+        if name in old and cut_texts(places, key) != cut_texts(places, old[name]):
+            return False
+    return True
+
+
+def _column(
+    places: Places, template: _Template, number: int, *, moved: Numbers, frame_ends: Numbers
+) -> Column:
+    """Find a value's text in all lines of a template."""
+    is_last = number == len(template.before) - 1
+    is_bytea = template.columns[number].typeoid == BYTEA
+    mark = template.value_at[:, number] + moved
+    starts = mark + len(_VALUE)
+    if is_last:
+        ends = frame_ends - len(_END)
+    else:
+        ends = template.value_at[:, number + 1] + moved - len(template.before[number + 1])
+    first, lengths = places.bytes[starts], ends - starts
+    is_text, is_null = first == _QUOTE, first == _NULL
+    is_bool = (first == _TRUE) | (first == _FALSE)
+    usual = np.where(
+        is_text, places.bytes[ends - 1] == _QUOTE, _FITS[first, np.minimum(lengths, 6)]
+    )
+    if not usual.all():
+        raise IndexError
+    ends = np.where(is_bool, starts + 1, np.where(is_null, starts, ends - is_text))
+    starts = starts + is_text
+    # The mark's last byte, or for bytea the one before it: two are for the prefix.
+    separator_at = mark + len(_VALUE) - (2 if is_bytea else 1)
+    return Column(separator_at, starts, ends, is_null if is_null.any() else None, is_bytea)
+
+
+class _Filled:
+    """A column of all rows of a relation, filled from one template after the other."""
+
+    def __init__(self, count: int) -> None:
+        self._places = np.zeros((3, count), np.int64)
+        self._is_null = np.zeros(count, np.bool_)
+        self._is_bytea = False
+
+    def fill(self, at: Numbers, column: Column) -> None:
+        """Set the rows at these positions."""
+        self._places[:, at] = column.separator_at, column.starts, column.ends
+        self._is_null[at] = False if column.is_null is None else column.is_null
+        self._is_bytea = column.is_bytea
+
+    def done(self) -> Column:
+        """Give the whole column."""
+        is_null = self._is_null if self._is_null.any() else None
+        separator_at, starts, ends = self._places
+        return Column(separator_at, starts, ends, is_null, self._is_bytea)

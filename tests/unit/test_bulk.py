@@ -1,0 +1,422 @@
+"""Rows set apart and written in bulk: in the end the mirror is as the source, whatever happened.
+
+Histories of two tables are written as each plugin's frames, read in stretches of any length, and
+applied as a writer does: `Mirror` is a read database of plain dictionaries.
+"""
+
+import json
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdc.assemble import Assembler, Transaction
+from cdc.errors import ProjectionError, ProtocolError
+from cdc.lsn import Lsn
+from cdc.names import TableName
+from cdc.operation import Update
+from cdc.projection.batch import Batch, Effects
+from cdc.projection.mirror import mirrors
+from cdc.projection.registry import Registry
+from cdc.reader import Reader
+from cdc.rows import Bulk
+from cdc.schema import SourceColumn, SourceTable
+from cdc.settings import MirrorSettings
+from cdc.source.pgoutput import PgOutput
+from cdc.source.relations import Relations
+from cdc.source.wal2json import Wal2Json
+from cdc.values import UNCHANGED, Text
+from tests.unit.test_lines import parsed
+
+TYPES = {"id": 23, "k": 25, "v": 25, "flag": 16, "data": 17, "n": 1700}
+COLUMNS = tuple(TYPES)
+KEYS = {"one": ("id",), 'Two "é': ("id", "k")}
+NAMES = {table: TableName("b", table) for table in KEYS}
+Row = dict[str, Text]
+Key = tuple[Text, ...]
+HEADER = b"w" + struct.pack(">qqq", 1, 1, 1)
+
+
+def source_table(name: str) -> SourceTable:
+    columns = tuple(SourceColumn(c, oid, "", oid, "text", False) for c, oid in TYPES.items())
+    return SourceTable(NAMES[name], columns, KEYS[name][::-1], "default", oid=len(name))
+
+
+SCHEMA = {NAMES[name]: source_table(name) for name in KEYS}
+
+
+class Plugin(Protocol):
+    def decoder(self) -> Any: ...
+    def describes(self, table: str) -> list[bytes]: ...
+    def begin(self, lsn: int) -> bytes: ...
+    def commit(self, lsn: int) -> bytes: ...
+    def change(self, kind: str, table: str, row: Row, old: Row) -> bytes: ...
+    def truncate(self, table: str) -> bytes: ...
+
+
+class Pgoutput:
+    def decoder(self) -> PgOutput:
+        return PgOutput(Relations(SCHEMA), bulk=frozenset(SCHEMA))
+
+    def describes(self, table: str) -> list[bytes]:
+        columns = b"".join(
+            struct.pack("b", c in KEYS[table]) + c.encode() + b"\0" + struct.pack(">Ii", oid, -1)
+            for c, oid in TYPES.items()
+        )
+        head = b"R" + struct.pack(">I", len(table)) + b"b\0" + table.encode() + b"\0d"
+        return [head + struct.pack(">h", len(TYPES)) + columns]
+
+    def begin(self, lsn: int) -> bytes:
+        return b"B" + struct.pack(">qqi", lsn, 0, 7)
+
+    def commit(self, lsn: int) -> bytes:
+        return b"C" + struct.pack(">bqqq", 0, lsn, lsn + 1, 0)
+
+    def change(self, kind: str, table: str, row: Row, old: Row) -> bytes:
+        head = kind.encode() + struct.pack(">I", len(table))
+        key = {c: old.get(c) if c in KEYS[table] else None for c in COLUMNS}
+        if kind == "D":
+            return head + b"K" + self._tuple(key)
+        moved = old and any(old[c] != row[c] for c in KEYS[table])
+        return head + (b"K" + self._tuple(key) if moved else b"") + b"N" + self._tuple(row)
+
+    def _tuple(self, row: Row) -> bytes:
+        return struct.pack(">h", len(row)) + b"".join(map(self._cell, row.values()))
+
+    def _cell(self, value: Text) -> bytes:
+        if value is None or value is UNCHANGED:
+            return b"n" if value is None else b"u"
+        text = str(value).encode()
+        return b"t" + struct.pack(">i", len(text)) + text
+
+    def truncate(self, table: str) -> bytes:
+        return b"T" + struct.pack(">ibI", 1, 0, len(table))
+
+
+class Wal2json:
+    def decoder(self) -> Wal2Json:
+        return Wal2Json(Relations(SCHEMA), bulk=frozenset(SCHEMA))
+
+    def describes(self, table: str) -> list[bytes]:  # noqa: ARG002  every line describes itself
+        return []
+
+    def _line(self, action: str, rest: str) -> bytes:
+        head = f'{{"action":"{action}","xid":7,"timestamp":"2026-01-01 00:00:00+00"'
+        return f"{head}{rest}}}".encode()
+
+    def begin(self, lsn: int) -> bytes:
+        return self._line("B", f',"lsn":"{Lsn(lsn)}","nextlsn":"{Lsn(lsn + 1)}"')
+
+    def commit(self, lsn: int) -> bytes:
+        return self._line("C", f',"lsn":"{Lsn(lsn)}","nextlsn":"{Lsn(lsn + 1)}"')
+
+    def change(self, kind: str, table: str, row: Row, old: Row) -> bytes:
+        key = {c: old[c] for c in COLUMNS if old and c in KEYS[table]}
+        sent = {c: v for c, v in row.items() if v is not UNCHANGED}
+        name = json.dumps(table, ensure_ascii=False)
+        parts = [f',"lsn":"0/1","schema":"b","table":{name}']
+        parts += [f',"columns":[{self._cells(sent)}]'] if kind in "IU" else []
+        parts += [f',"identity":[{self._cells(key)}]'] if kind in "UD" else []
+        return self._line(kind, "".join(parts))
+
+    def _cells(self, row: Row) -> str:
+        return ",".join(
+            f'{{"name":"{c}","typeoid":{TYPES[c]},"value":{self._value(c, v)}}}'
+            for c, v in row.items()
+        )
+
+    def _value(self, column: str, value: Text) -> str:
+        if value is None:
+            return "null"
+        match column:
+            case "id" | "n":
+                return str(value)
+            case "flag":
+                return {"t": "true", "f": "false"}[str(value)]
+            case "data":
+                return json.dumps(str(value)[2:])
+        return json.dumps(value, ensure_ascii=False)
+
+    def truncate(self, table: str) -> bytes:
+        name = json.dumps(table, ensure_ascii=False)
+        return self._line("T", f',"lsn":"0/1","schema":"b","table":{name}')
+
+
+PLUGINS: dict[str, Plugin] = {"pgoutput": Pgoutput(), "wal2json": Wal2json()}
+TEXTS = st.one_of(
+    st.sampled_from(["", "a", "ab", "n", "tt", "é", "\U0001f600", '"value":', "\\."]),
+    st.text(st.sampled_from("\\\t\n\r\x01\"'}],{:aé"), max_size=6),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=140),
+)
+
+
+@dataclass
+class History:
+    """What an application does to two tables, and the frames that tell of it."""
+
+    plugin: Plugin
+    random: random.Random
+    texts: Sequence[str]
+    tables: dict[str, dict[Key, Row]] = field(default_factory=lambda: {name: {} for name in KEYS})
+    frames: list[bytes] = field(default_factory=list)
+    used: int = 0
+
+    def text(self) -> str:
+        return self.random.choice(self.texts)
+
+    def row(self) -> Row:
+        self.used += 1
+        any_of = self.random.choice
+        return {
+            "id": str(self.used),
+            "k": self.text(),
+            "v": any_of([None, self.text(), self.text()]),
+            "flag": any_of([None, "t", "f"]),
+            "data": any_of([None, "\\x", "\\xdeadbeef"]),
+            "n": any_of([None, "1.50", "-1", "1e+30"]),
+        }
+
+    def key(self, table: str, row: Row) -> Key:
+        return tuple(row[c] for c in KEYS[table])
+
+    def transaction(self, kinds: Sequence[str]) -> None:
+        lsn = len(self.frames) + 10
+        self.frames.append(self.plugin.begin(lsn))
+        for kind in kinds:
+            self.change(kind, self.random.choice(list(KEYS)))
+        self.frames.append(self.plugin.commit(lsn))
+
+    def change(self, kind: str, table: str) -> None:
+        rows = self.tables[table]
+        if kind == "describe":
+            self.frames += self.plugin.describes(table)
+        elif kind == "truncate":
+            rows.clear()
+            self.frames.append(self.plugin.truncate(table))
+        elif kind == "insert" or not rows:
+            row = self.row()
+            rows[self.key(table, row)] = row
+            self.frames.append(self.plugin.change("I", table, row, {}))
+        elif kind == "delete":
+            old = rows.pop(self.random.choice(list(rows)))
+            self.frames.append(self.plugin.change("D", table, {}, old))
+        else:
+            self.update(kind, table)
+
+    def update(self, kind: str, table: str) -> None:
+        rows = self.tables[table]
+        old = rows.pop(self.random.choice(list(rows)))
+        new = self.row() | ({} if kind == "move" else {c: old[c] for c in KEYS[table]})
+        kept = ["v"] if kind in ("unchanged", "move") else []
+        sent = new | dict.fromkeys(kept, UNCHANGED)
+        row = new | {c: old[c] for c in kept}
+        rows[self.key(table, row)] = row
+        self.frames.append(self.plugin.change("U", table, sent, old))
+
+
+class Mirror:
+    """A read database: applies what a batch comes to, in the documented order."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[Key, Row]] = {name: {} for name in KEYS}
+
+    def apply(self, batch: Batch) -> None:
+        for segment in batch.effect.segments:
+            for table, effects in segment.items():
+                self.apply_effects(self.tables[table.name], effects, KEYS[table.name])
+
+    def apply_effects(self, rows: dict[Key, Row], effects: Effects, names: tuple[str, ...]) -> None:
+        if effects.truncated:
+            rows.clear()
+        taken = {_key(old): rows.pop(_key(old), None) for old in effects.moves}
+        for old, move in effects.moves.items():
+            if (row := taken[_key(old)]) is not None:
+                moved = row | dict(zip(move.shape.columns, move.values, strict=True))
+                rows[tuple(moved[c] for c in names)] = moved
+        for delete in effects.deletes.values():
+            gone = dict(zip(delete.shape.columns, delete.values, strict=True))
+            rows.pop(tuple(gone[c] for c in names), None)
+        for write in effects.writes.values():
+            values = dict(zip(write.shape.columns, write.values, strict=True))
+            key = tuple(values[c] for c in names)
+            if key in rows or not isinstance(write, Update):
+                rows[key] = rows.get(key, {}) | values
+        self.apply_lines(rows, effects, names)
+
+    def apply_lines(self, rows: dict[Key, Row], effects: Effects, names: tuple[str, ...]) -> None:
+        if effects.lines is None:
+            return
+        columns = effects.lines.plan.shape.columns
+        fresh = b"".join(effects.lines.fresh_texts)
+        fresh += b"".join(line + b"\n" for line in effects.lines.fresh.values())
+        known = b"".join(line + b"\n" for line in effects.lines.known.values())
+        for row in _rows(fresh, columns):
+            key = tuple(row[c] for c in names)
+            assert key not in rows, "a row that is written as new is there already"
+            rows[key] = row
+        for row in _rows(known, columns):
+            rows[tuple(row[c] for c in names)] = row
+
+
+def _key(key: Any) -> Key:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _rows(data: bytes, columns: tuple[str, ...]) -> Iterator[Row]:
+    for values in parsed(data.decode()):
+        yield dict(zip(columns, values, strict=True))
+
+
+def registry(*exclude: str) -> Registry:
+    wanted = [
+        MirrorSettings(source=str(name), target=name.table, exclude=frozenset(exclude))
+        for name in NAMES.values()
+    ]
+    return Registry(mirrors(wanted, SCHEMA, hash_key=b""))
+
+
+def reader(plugin: Plugin, *, bulk_frames: int, piece_bytes: int) -> Reader:
+    return Reader(
+        plugin.decoder(),
+        Assembler(Lsn(0), piece_bytes=piece_bytes),
+        piece_bytes=piece_bytes,
+        bulk_frames=bulk_frames,
+    )
+
+
+KINDS = ("insert", "update", "delete", "unchanged", "move", "truncate", "describe")
+WEIGHTS = st.lists(st.integers(0, 3), min_size=7, max_size=7).map(lambda w: [w[0] + 1, *w[1:]])
+
+
+@st.composite
+def histories(draw: st.DrawFn, plugin: str) -> History:
+    chance = random.Random(draw(st.integers(0, 2**32)))
+    history = History(PLUGINS[plugin], chance, draw(st.lists(TEXTS, min_size=1, max_size=8)))
+    history.frames += [frame for table in KEYS for frame in history.plugin.describes(table)]
+    kinds, weights = KINDS, draw(WEIGHTS)
+    for size in draw(st.lists(st.integers(0, 8), min_size=2, max_size=12)):
+        history.transaction(chance.choices(kinds, weights, k=size))
+    return history
+
+
+def read_all(
+    frames: list[bytes], reader: Reader, *, chance: random.Random, longest: int
+) -> list[Transaction | Bulk]:
+    items: list[Transaction | Bulk] = []
+    waiting = [memoryview(HEADER + frame) for frame in frames]
+    while waiting:
+        count = chance.randint(1, longest)
+        items += reader.read(waiting[:count])
+        del waiting[:count]
+    return items
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@given(data=st.data(), longest=st.integers(1, 60), piece_bytes=st.sampled_from([200, 2**20]))
+@settings(max_examples=150)
+def test_the_mirror_ends_as_the_source(
+    plugin: str, data: st.DataObject, longest: int, piece_bytes: int
+) -> None:
+    history = data.draw(histories(plugin))
+    excluded = data.draw(st.sampled_from([(), ("v",), ("flag", "n")]))
+    projectors, mirror = registry(*excluded), Mirror()
+    read = reader(history.plugin, bulk_frames=5, piece_bytes=piece_bytes)
+    batch = Batch()
+    for item in read_all(history.frames, read, chance=history.random, longest=longest):
+        if isinstance(item, Bulk):
+            batch.add_bulk(item, projectors)
+        else:
+            batch.add(item, projectors)
+        if history.random.random() < 0.4:
+            mirror.apply(batch)
+            batch = Batch()
+    mirror.apply(batch)
+    expected = {
+        table: {key: {c: row[c] for c in COLUMNS if c not in excluded} for key, row in rows.items()}
+        for table, rows in history.tables.items()
+    }
+    assert mirror.tables == expected
+
+
+def in_order(items: list[Transaction | Bulk]) -> list[Any]:
+    """Give all changes and ends, whatever pieces they came in."""
+    flat: list[Any] = []
+    for item in items:
+        for transaction in item.in_order() if isinstance(item, Bulk) else [item]:
+            flat += transaction.changes
+            flat += [transaction.end_lsn] if transaction.ends else []
+    return flat
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@given(data=st.data(), longest=st.integers(1, 60), piece_bytes=st.sampled_from([200, 2**20]))
+def test_what_was_read_in_bulk_can_be_read_in_order(
+    plugin: str, data: st.DataObject, longest: int, piece_bytes: int
+) -> None:
+    history = data.draw(histories(plugin))
+    in_bulk = reader(history.plugin, bulk_frames=5, piece_bytes=piece_bytes)
+    one_by_one = reader(history.plugin, bulk_frames=10**9, piece_bytes=2**20)
+    items = read_all(history.frames, in_bulk, chance=history.random, longest=longest)
+    reference = read_all(history.frames, one_by_one, chance=history.random, longest=60)
+    assert in_order(items) == in_order(reference)
+    bulks = [item for item in items if isinstance(item, Bulk)]
+    assert [in_order([b]) for b in bulks] == [in_order([b]) for b in bulks]
+    assert in_bulk.between_transactions
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("kinds", [["insert"], ["insert", "update", "delete"]])
+def test_the_usual_changes_are_set_apart(plugin: str, kinds: list[str]) -> None:
+    history = History(PLUGINS[plugin], random.Random(1), ["a", "b c", 'quoted "\\'])
+    history.frames += [frame for table in KEYS for frame in history.plugin.describes(table)]
+    history.transaction(["insert"])
+    first = len(history.frames)
+    for _ in range(20):
+        history.transaction(history.random.choices(kinds, k=10))
+    read = reader(history.plugin, bulk_frames=100, piece_bytes=2**20)
+    for frames in (history.frames[:first], history.frames[first:]):
+        items = list(read.read([memoryview(HEADER + frame) for frame in frames]))
+    (bulk,) = items
+    assert isinstance(bulk, Bulk)
+    assert sum(bulk.received().values()) == 200
+    assert not any(transaction.changes for transaction in bulk.transactions)
+    assert len(bulk.transactions) == 20
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@given(data=st.data(), at=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_a_damaged_frame_is_read_in_bulk_as_it_is_one_by_one(
+    plugin: str, data: st.DataObject, at: int, byte: int
+) -> None:
+    """What is refused one by one may be left to the read database to refuse."""
+    history = data.draw(histories(plugin))
+    damaged = bytearray(b"".join(history.frames))
+    damaged[at % len(damaged)] = byte
+    frames, position = [], 0
+    for frame in history.frames:
+        frames.append(bytes(damaged[position : position + len(frame)]))
+        position += len(frame)
+    reference = outcome(frames, reader(history.plugin, bulk_frames=10**9, piece_bytes=2**20))
+    if reference is not None:
+        in_bulk = reader(history.plugin, bulk_frames=5, piece_bytes=2**20)
+        assert outcome(frames, in_bulk) == reference
+
+
+def outcome(frames: list[bytes], read: Reader) -> Any:
+    """Give what a read database holds in the end; None where the frames are refused."""
+    projectors, mirror, batch = registry(), Mirror(), Batch()
+    try:
+        for item in read_all(frames, read, chance=random.Random(1), longest=40):
+            if isinstance(item, Bulk):
+                batch.add_bulk(item, projectors)
+            else:
+                batch.add(item, projectors)
+    except (ProtocolError, ProjectionError):
+        return None
+    mirror.apply(batch)
+    return mirror.tables

@@ -1,0 +1,49 @@
+"""Rows as lines of COPY's CSV, held to a plain reading of that format."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cdc.lines import encode, joined
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
+SPECIAL = st.text(st.sampled_from('\\\t\n\r\x01N.ab\b\v"'), max_size=5)
+VALUE = st.none() | TEXT | SPECIAL
+ROW = st.lists(VALUE, min_size=1, max_size=4)
+
+
+def parsed(data: str) -> list[list[str | None]]:
+    """Read rows: tabs between values, nothing is NULL, the byte 1 quotes and is doubled inside."""
+    rows: list[list[str | None]] = [[]]
+    value, quoted, was_quoted, position = "", False, False, 0
+    while position < len(data):
+        character = data[position]
+        if quoted and data[position : position + 2] == "\x01\x01":
+            value, position = value + "\x01", position + 1
+        elif character == "\x01":
+            quoted, was_quoted = not quoted, True
+        elif not quoted and character in "\t\n":
+            rows[-1].append(value if value or was_quoted else None)
+            value, was_quoted = "", False
+            rows += [[]] if character == "\n" else []
+        else:
+            assert quoted or character != "\r"
+            value += character
+        position += 1
+    return rows[:-1]
+
+
+@given(st.lists(ROW, min_size=1, max_size=5))
+@example([["\\."]])
+@example([[""], [None]])
+@example([[None], ["\\N"]])
+@example([["a\tb", "c"], ["d", "e"]])
+@example([["a\nb"], ["\x01"]])
+@example([[None, "a\r"], ["", ""]])
+def test_rows_are_read_back_as_they_were(rows: list[list[str | None]]) -> None:
+    data = joined(map(encode, rows)).decode()
+    assert parsed(data) == rows
+
+
+@given(ROW)
+def test_no_line_ends_the_data(row: list[str | None]) -> None:
+    assert encode(row) != b"\\."
