@@ -42,7 +42,7 @@ class Assembler:
         self._piece_bytes = piece_bytes
         self._begin: Begin | None = None
         self._dropping = False
-        self._kept_one = False
+        self.dropped = 0  # transactions
         self._changes: list[Change] = []
         self._size = 0
 
@@ -52,9 +52,9 @@ class Assembler:
         return self._begin is None
 
     @property
-    def is_past_checkpoint(self) -> bool:
-        """Tell whether a transaction was kept: then every later one will be."""
-        return self._kept_one
+    def dropping(self) -> bool:
+        """Tell whether the transaction that has begun is dropped."""
+        return self._begin is not None and self._dropping
 
     def fork(self) -> Self:
         """Give another assembler that has been fed the same."""
@@ -87,7 +87,7 @@ class Assembler:
         self._begin = begin
         # A checkpoint is never inside a commit record: before its start means not yet applied.
         self._dropping = begin.commit_lsn < self._checkpoint
-        self._kept_one = self._kept_one or not self._dropping
+        self.dropped += self._dropping
         return None
 
     def _add(self, change: Change, size: int) -> Transaction | None:

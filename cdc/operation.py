@@ -1,15 +1,19 @@
 """What to do to a read row: the operations projectors return."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
 from operator import itemgetter
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
 from cdc.errors import ProjectionError
+from cdc.values import Unchanged
+
+_NUMBERS: Final = (int, float, Decimal)
 
 ReadModel = Any
 """A read table: a `sqlalchemy.Table`, or a class mapped to one."""
@@ -81,6 +85,36 @@ def _shape_for(target: ReadModel, names: tuple[str, ...]) -> Shape:
     return shape_of(table, columns, text=False)
 
 
+@cache
+def _key_types(shape: Shape) -> tuple[tuple[str, int, tuple[type, ...]], ...]:
+    """Give each key column's name, its position, and the types its values may have.
+
+    Operations of a batch are merged by key, so that a key must be spelled in one way.
+    """
+    columns = shape.table.primary_key.columns
+    return tuple((c.name, shape.columns.index(c.name), _allowed(c.type)) for c in columns)
+
+
+def _allowed(of: sa.types.TypeEngine[Any]) -> tuple[type, ...]:
+    if isinstance(of, sa.types.TypeDecorator | sa.types.UserDefinedType):
+        return (Hashable,)  # what it binds is its own affair
+    try:
+        python_type = of.python_type
+    except NotImplementedError:
+        return (Hashable,)
+    # Numbers that are equal are one key, whatever their types.
+    natural = _NUMBERS if issubclass(python_type, _NUMBERS) else (python_type,)
+    return (*natural, Unchanged)
+
+
+def _no_key_of(table: sa.Table, name: str, value: Any, allowed: tuple[type, ...]) -> Exception:
+    given = "None" if value is None else f"a {type(value).__name__}"
+    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not Unchanged)
+    return ProjectionError(
+        f'the key column "{name}" of {table.name} was given {given}: a key is {wanted}, everywhere'
+    )
+
+
 def _column_names(target: ReadModel, table: sa.Table) -> dict[str, str]:
     if target is table:
         return {column.key: column.name for column in table.columns}
@@ -99,11 +133,9 @@ class _Write:
     def __init__(self, target: ReadModel, /, **values: Any) -> None:
         self.shape = _shape_for(target, tuple(values))
         self.values = tuple(values.values())
-        try:
-            hash(self.key)
-        except TypeError:
-            table = self.shape.table.name
-            raise ProjectionError(f"a key of {table} is a list or a dict: no key") from None
+        for name, position, allowed in _key_types(self.shape):
+            if not isinstance(self.values[position], allowed):
+                raise _no_key_of(self.shape.table, name, self.values[position], allowed)
 
     @classmethod
     def of(cls, shape: Shape, values: tuple[Any, ...]) -> Self:

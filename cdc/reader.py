@@ -59,7 +59,7 @@ class Reader:
         """Give what the frames complete; raise ProtocolError."""
         carried, self._carried = self._carried, []
         frames = [*carried, *frames]
-        if len(frames) < self._bulk_frames or not self._assembler.is_past_checkpoint:
+        if len(frames) < self._bulk_frames:
             return self._one_by_one(self._decoder, self._assembler, frames)
         return self._in_bulk(self._until_commit(frames))
 
@@ -75,16 +75,19 @@ class Reader:
         return []
 
     def _in_bulk(self, frames: list[Frame]) -> Iterator[Transaction | Bulk]:
-        before = self._decoder.snapshot(), self._assembler.fork()
+        decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
         rows, left = self._decoder.set_apart(frames)
         transactions = self._one_by_one(self._decoder, self._assembler, left)
         if not rows:
             yield from transactions
             return
         whole = [*transactions, *self._piece(self._assembler)]
-        again = partial(self._again, *before, Stretch(frames))
-        size = sum(map(_size, frames)) + sum(map(len, frames))  # once in rows, once to read again
-        yield Bulk(whole, rows, again, size)
+        again = partial(self._again, decoder, assembler, Stretch(frames))
+        if assembler.dropping or self._assembler.dropped > assembler.dropped:
+            yield from again()  # rows of what was dropped are among those set apart
+        else:
+            size = sum(map(_size, frames)) + sum(map(len, frames))  # in rows, and to read again
+            yield Bulk(whole, rows, again, size)
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]

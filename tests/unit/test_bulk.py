@@ -280,10 +280,10 @@ def registry(*exclude: str) -> Registry:
     return Registry(mirrors(wanted, SCHEMA, hash_key=b""))
 
 
-def reader(plugin: Plugin, *, bulk_frames: int, piece_bytes: int) -> Reader:
+def reader(plugin: Plugin, *, bulk_frames: int, piece_bytes: int, checkpoint: int = 0) -> Reader:
     return Reader(
         plugin.decoder(),
-        Assembler(Lsn(0), piece_bytes=piece_bytes),
+        Assembler(Lsn(checkpoint), piece_bytes=piece_bytes),
         piece_bytes=piece_bytes,
         bulk_frames=bulk_frames,
     )
@@ -359,13 +359,20 @@ def test_what_was_read_in_bulk_can_be_read_in_order(
     plugin: str, data: st.DataObject, longest: int, piece_bytes: int
 ) -> None:
     history = data.draw(histories(plugin))
-    in_bulk = reader(history.plugin, bulk_frames=5, piece_bytes=piece_bytes)
-    one_by_one = reader(history.plugin, bulk_frames=10**9, piece_bytes=2**20)
+    checkpoint = history.random.randrange(len(history.frames) + 20)
+    in_bulk, one_by_one = (
+        reader(history.plugin, bulk_frames=count, piece_bytes=size, checkpoint=checkpoint)
+        for count, size in ((5, piece_bytes), (10**9, 2**20))
+    )
     items = read_all(history.frames, in_bulk, chance=history.random, longest=longest)
     reference = read_all(history.frames, one_by_one, chance=history.random, longest=60)
     assert in_order(items) == in_order(reference)
     bulks = [item for item in items if isinstance(item, Bulk)]
-    assert [in_order([b]) for b in bulks] == [in_order([b]) for b in bulks]
+    assert [in_order([bulk]) for bulk in bulks] == [in_order([bulk]) for bulk in bulks]
+    for bulk in bulks:
+        changes = sum(len(transaction.changes) for transaction in bulk.in_order())
+        others = sum(len(transaction.changes) for transaction in bulk.transactions)
+        assert sum(bulk.received().values()) + others == changes
     assert in_bulk.between_transactions
 
 

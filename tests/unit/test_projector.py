@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -252,6 +254,10 @@ def test_a_table_outside_into_is_an_error() -> None:
         (lambda _: Delete(READ, id=1, title=SECRET), ['"title"']),
         (lambda _: Upsert(READ, id=UNCHANGED), ["post_read"]),
         (lambda _: Delete(READ, id=UNCHANGED), ["post_read"]),
+        (lambda _: Upsert(READ, id=None), ['"id" of post_read', "None", "int"]),
+        (lambda _: Upsert(READ, id=SECRET), ['"id" of post_read', "a str", "int"]),
+        (lambda _: Update(TAGS, post_id=1, position=[1]), ['"position"', "a list"]),
+        (lambda _: Delete(READ, id=UUID(int=1)), ['"id" of post_read', "a UUID"]),
         (lambda _: {"id": SECRET}, ["str"]),
         (lambda _: 7, ["int"]),
         (lambda change: Upsert(READ, id=change.row["nothing"]), ['"nothing"']),
@@ -266,6 +272,24 @@ def test_what_is_wrong_is_said_at_once_without_values(function: Any, said: list[
     message = refusal(function)
     for part in said:
         assert part in message
+
+
+def test_a_key_may_be_whatever_its_column_binds() -> None:
+    class Lowered(sa.types.TypeDecorator[str]):
+        impl = sa.Uuid
+        cache_ok = True
+
+    kinds: list[tuple[Any, Any]] = [
+        (sa.Numeric, 1),
+        (sa.BigInteger, Decimal(1)),
+        (sa.Uuid, UUID(int=1)),
+        (sa.Enum("a", "b"), "a"),
+        (sa.DateTime(timezone=True), datetime(2026, 1, 1, tzinfo=UTC)),
+        (Lowered, "text of a uuid"),
+    ]
+    for kind, value in kinds:
+        one = sa.Table("one", sa.MetaData(), sa.Column("id", kind, primary_key=True))
+        assert Upsert(one, id=value).key == value
 
 
 def test_a_generator_that_raises_halfway_is_named_too() -> None:
