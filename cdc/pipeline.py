@@ -28,6 +28,7 @@ _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
+_MANY_FRAMES: Final = 64
 _GATHER_SECONDS: Final = 0.005
 
 
@@ -105,8 +106,6 @@ class Pipeline:
             self.exchange.finish()
 
     def _receive_some(self) -> None:
-        if self.exchange.queued_bytes > _AT_ONCE_BYTES:
-            time.sleep(_GATHER_SECONDS)  # nobody waits for more: fewer and larger reads are cheaper
         frames, keepalive = self.stream.read(seconds=self._until_idle_position())
         for item in self.reader.read(frames):
             self._pass_on(item)
@@ -115,6 +114,8 @@ class Pipeline:
         self._offer_arrived()
         self._offer_idle_position()
         self.stream.feedback()
+        if len(frames) > _MANY_FRAMES:  # more is on its way: fewer and larger reads are cheaper
+            time.sleep(_GATHER_SECONDS)
 
     def _pass_on(self, item: Transaction | Bulk) -> None:
         """Collect what was read; a transaction without changes is no more than a position."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cdc.change import Relation
 from cdc.names import TableName
 from cdc.rows import Rows
-from cdc.source.cut_rows import Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
+from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
 from cdc.source.frame import HEADER_BYTES, Frame
 from cdc.values import BYTEA
 
@@ -209,19 +209,22 @@ def _json(text: str) -> str:
 
 
 def _stands_before(places: Places, value_at: Numbers, before: list[bytes]) -> Flags:
-    """Tell which frames have just these texts before their values, and the end that lines have."""
+    """Tell which frames have just these texts before their values."""
     same = np.ones(len(value_at), np.bool_)
     for number, text in enumerate(before):
-        start = value_at[:, number] - len(text)
-        for offset, byte in _words(text):
-            same &= places.uint32[start + offset] == byte
+        same &= _is_at(places, np.maximum(value_at[:, number] - len(text), 0), text)
     return same
 
 
-def _words(text: bytes) -> list[tuple[int, int]]:
-    """Cut a text of at least four bytes into numbers of four, the last ones overlapping."""
-    offsets = [*range(0, len(text) - 3, 4), len(text) - 4]
-    return [(offset, int.from_bytes(text[offset : offset + 4])) for offset in offsets]
+def _is_at(places: Places, positions: Numbers, text: bytes) -> Flags:
+    """Tell at which positions a text is; quickly where it is at all of them."""
+    count = max(0, len(places.data) - len(text) + 1)
+    cut = np.ndarray((count,), dtype=f"V{len(text)}", buffer=places.data, strides=(1,))[positions]
+    if cut.tobytes() == text * len(positions):
+        return np.ones(len(positions), np.bool_)
+    rows: Bytes = cut.view(np.uint8).reshape(len(positions), len(text))
+    same: Flags = (rows == np.frombuffer(text, np.uint8)).all(axis=1)
+    return same
 
 
 def _rows(
