@@ -28,8 +28,8 @@ _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
-_MANY_FRAMES: Final = 64
-_GATHER_SECONDS: Final = 0.005
+_SOME_FRAMES: Final = range(64, 1500)
+_GATHER_SECONDS: Final = 0.002
 
 
 @dataclass(kw_only=True)
@@ -114,7 +114,7 @@ class Pipeline:
         self._offer_arrived()
         self._offer_idle_position()
         self.stream.feedback()
-        if len(frames) > _MANY_FRAMES:  # more is on its way: fewer and larger reads are cheaper
+        if len(frames) in _SOME_FRAMES:  # more is on its way: fewer and larger reads are cheaper
             time.sleep(_GATHER_SECONDS)
 
     def _pass_on(self, item: Transaction | Bulk) -> None:

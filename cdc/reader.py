@@ -24,7 +24,7 @@ class Decoder(Protocol):
     def is_commit(self, frame: Frame) -> bool:
         """Tell whether a frame ends a transaction."""
 
-    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows to be written in bulk, and the frames that are left, in order."""
 
     def snapshot(self) -> Self:
@@ -76,18 +76,18 @@ class Reader:
 
     def _in_bulk(self, frames: list[Frame]) -> Iterator[Transaction | Bulk]:
         decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
-        rows, left = self._decoder.set_apart(frames)
+        stretch = Stretch(frames)
+        rows, left = self._decoder.set_apart(stretch)
         transactions = self._one_by_one(self._decoder, self._assembler, left)
         if not rows:
             yield from transactions
             return
         whole = [*transactions, *self._piece(self._assembler)]
-        again = partial(self._again, decoder, assembler, Stretch(frames))
+        again = partial(self._again, decoder, assembler, stretch)
         if assembler.dropping or self._assembler.dropped > assembler.dropped:
             yield from again()  # rows of what was dropped are among those set apart
         else:
-            size = sum(map(_size, frames)) + sum(map(len, frames))  # in rows, and to read again
-            yield Bulk(whole, rows, again, size)
+            yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(frames))
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]

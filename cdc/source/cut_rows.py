@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -21,28 +21,39 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 _TAB, _NEWLINE, _BLANK = b"\t\n "
 _BYTEA_PREFIX: Final = b"\\x"
+_NEARLY_ALL: Final = 0.75
 
 
 class Places:
-    """Frames joined, and where each begins and ends."""
+    """Frames that stand together in some data, and where each begins and ends."""
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        stretch = Stretch(frames)
-        self.data = stretch.data
-        self.bytes: Bytes = np.frombuffer(self.data, np.uint8)
+    def __init__(self, data: bytes, starts: Numbers, ends: Numbers) -> None:
+        self.data = data
+        self.starts = starts
+        self.ends = ends
+        self.bytes: Bytes = np.frombuffer(data, np.uint8)
         # The four bytes from any position on, as a number.
         self.uint32: NDArray[np.uint32] = np.ndarray(
-            (max(0, len(self.data) - 3),), dtype=">u4", buffer=self.data, strides=(1,)
+            (max(0, len(data) - 3),), dtype=">u4", buffer=data, strides=(1,)
         )
-        lengths = np.array(stretch.lengths, np.int64)
-        self.ends: Numbers = np.cumsum(lengths)
-        self.starts: Numbers = self.ends - lengths
+
+    @classmethod
+    def of(cls, stretch: Stretch) -> Self:
+        """Find the frames of a stretch."""
+        ends = np.cumsum(np.array(stretch.lengths, np.int64))
+        return cls(stretch.data, ends - np.array(stretch.lengths, np.int64), ends)
 
     def picked(self, index: Numbers) -> "Places":
-        """Give some of the frames."""
+        """Give some of the frames; nearly all where they are, few as a copy."""
+        if len(index) > _NEARLY_ALL * len(self.starts):
+            return Places(self.data, self.starts[index], self.ends[index])
+        return Places.of(Stretch(self.frames(index)))
+
+    def frames(self, index: Numbers) -> list[Frame]:
+        """Give frames by their index."""
         view = memoryview(self.data)
         bounds = zip(self.starts[index].tolist(), self.ends[index].tolist(), strict=True)
-        return Places([view[start:end] for start, end in bounds])
+        return [view[start:end] for start, end in bounds]
 
     @cached_property
     def characters(self) -> str:
@@ -167,26 +178,34 @@ class _Cut:
         self._bytes = places.bytes.copy()
         self._edges = np.zeros(len(self._bytes) + 1, np.bool_)
         self._written: Counter[int] = Counter()
+        self._until: Numbers = np.empty(0, np.int64)
         for number, column in enumerate(columns):
             self._write(column.separator_at, _TAB if number else _NEWLINE)
             self._keep(column.starts, column.ends)
+        for column in columns:
             if column.is_bytea:
                 self._prefix_bytea(column)
             else:
                 self._quote_empty(column)
+        self._edges[self._until] ^= True
         self._kept = np.logical_xor.accumulate(self._edges[:-1])
 
     def _write(self, at: Numbers, *written: int) -> None:
         """Write bytes there in each row, and keep them."""
         for offset, byte in enumerate(written):
-            self._bytes[at + offset] = byte
+            self._bytes[at + offset if offset else at] = byte
             self._written[byte] += len(at)
         self._keep(at, at + len(written))
 
     def _keep(self, starts: Numbers, ends: Numbers) -> None:
-        """Note ranges to keep: they do not overlap, so each edge turns keeping on or off."""
-        self._edges[starts] ^= True
-        self._edges[ends] ^= True
+        """Note ranges to keep: they do not overlap, so each edge turns keeping on or off.
+
+        A range that begins where the one before ends goes on with it.
+        """
+        if starts is not self._until:
+            self._edges[self._until] ^= True
+            self._edges[starts] ^= True
+        self._until = ends
 
     def _prefix_bytea(self, column: Column) -> None:
         at = column.starts if column.is_null is None else column.starts[~column.is_null]

@@ -11,7 +11,7 @@ from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
 from cdc.rows import Rows
-from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.pgoutput_rows import Described, set_apart
 from cdc.source.relations import Relations
 from cdc.values import UNCHANGED, Text
@@ -68,9 +68,9 @@ class PgOutput:
         """Tell whether a data frame (header and message) ends a transaction."""
         return frame[HEADER_BYTES] == _COMMITS
 
-    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
-        return set_apart(frames, self._in_bulk)
+        return set_apart(stretch, self._in_bulk)
 
     def snapshot(self) -> "PgOutput":
         """Give another decoder that has decoded the same."""

@@ -5,7 +5,7 @@ is left to be read change by change (`cdc.source.pgoutput`), which also tells wh
 frame that is not as it should be.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from cdc.change import Relation
 from cdc.rows import Rows
 from cdc.source.cut_rows import Column, CutRows, Numbers, Places, PlainText
-from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 
 _OID, _MARKER = HEADER_BYTES + 1, HEADER_BYTES + 5
 _COUNT, _TUPLE = HEADER_BYTES + 6, HEADER_BYTES + 8
@@ -39,39 +39,35 @@ class Described(NamedTuple):
 
 
 def set_apart(
-    frames: Sequence[Frame], described: Mapping[int, Described]
+    stretch: Stretch, described: Mapping[int, Described]
 ) -> tuple[list[Rows], list[Frame]]:
     """Give the rows of the relations described (by oid), and the frames that are left, in order."""
     try:
-        return _set_apart(Places(frames), frames, described)
+        return _set_apart(Places.of(stretch), described)
     except IndexError:  # a frame ends before its time: reading it alone tells which
-        return [], list(frames)
+        return [], list(stretch)
 
 
 def _set_apart(
-    places: "Places", frames: Sequence[Frame], described: Mapping[int, Described]
+    places: Places, described: Mapping[int, Described]
 ) -> tuple[list[Rows], list[Frame]]:
     meaning = _MEANING[places.kinds]
-    if not meaning.all():
-        return [], list(frames)
-    rows = np.flatnonzero(meaning == _ROW)
-    oids = places.uint32[places.starts[rows] + _OID]
-    wanted = np.isin(oids, list(described))
-    rows, oids = rows[wanted], oids[wanted]
-    left = np.ones(len(frames), np.bool_)
+    left = np.ones(len(meaning), np.bool_)
     found: list[Rows] = []
+    rows = np.flatnonzero(meaning == _ROW) if meaning.all() else np.empty(0, np.int64)
+    oids = places.uint32[places.starts[rows] + _OID]
     for oid in np.unique(oids).tolist():
-        index = rows[oids == oid]
-        one = _rows([frames[i] for i in index.tolist()], described[oid])
-        if one is not None:
-            found.append(one)
-            left[index] = False
-    return found, [frames[i] for i in np.flatnonzero(left).tolist()]
+        if oid in described:
+            index = rows[oids == oid]
+            one = _rows(places.picked(index), described[oid])
+            if one is not None:
+                found.append(one)
+                left[index] = False
+    return found, places.frames(np.flatnonzero(left))
 
 
-def _rows(frames: Sequence[Frame], described: Described) -> CutRows | None:
+def _rows(places: Places, described: Described) -> CutRows | None:
     """Find the columns of a relation's rows; None where a row is not the usual one."""
-    places = Places(frames)
     starts, kinds = places.starts, places.kinds
     marker = places.bytes[starts + _MARKER]
     deleted = kinds == _DELETE

@@ -16,7 +16,7 @@ from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
 from cdc.rows import Rows
-from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.relations import Relations
 from cdc.source.wal2json_rows import Described, set_apart
 from cdc.values import BYTEA, UNCHANGED, Text
@@ -139,9 +139,9 @@ class Wal2Json:
         """Tell whether a data frame (header and line) ends a transaction."""
         return frame[_ACTION_AT] == _COMMITS
 
-    def set_apart(self, frames: Sequence[Frame]) -> tuple[list[Rows], list[Frame]]:
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
-        return set_apart(frames, self._in_bulk)
+        return set_apart(stretch, self._in_bulk)
 
     def _in_bulk(self, reported: TableName) -> Described | None:
         relation = self._relation(reported)

@@ -19,7 +19,7 @@ from cdc.change import Relation
 from cdc.names import TableName
 from cdc.rows import Rows
 from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
-from cdc.source.frame import HEADER_BYTES, Frame
+from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.values import BYTEA
 
 _ACTION: Final = b'{"action":"'
@@ -120,28 +120,26 @@ class _Template:
         return is_whole and (has_key or self.line.action == _INSERT)
 
 
-def set_apart(frames: Sequence[Frame], describe: Describe) -> tuple[list[Rows], list[Frame]]:
+def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], list[Frame]]:
     """Give rows of the tables described, and the frames that are left, in order."""
     try:
-        return _set_apart(frames, describe)
+        return _set_apart(Places.of(stretch), describe)
     except (IndexError, msgspec.MsgspecError):  # reading it alone tells what is wrong with which
-        return [], list(frames)
+        return [], list(stretch)
 
 
-def _set_apart(frames: Sequence[Frame], describe: Describe) -> tuple[list[Rows], list[Frame]]:
-    places = Places(frames)
+def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], list[Frame]]:
     meaning = _MEANING[places.bytes[places.starts + _ACTION_AT]]
-    if not meaning.all():
-        return [], list(frames)
+    templates = _templates(places, meaning == _ROW, describe) if meaning.all() else []
     found: list[Rows] = []
-    left = np.ones(len(frames), np.bool_)
-    for templates in _by_relation(_templates(places, meaning == _ROW, describe)):
-        rows = _rows(places, frames, templates)
+    left = np.ones(len(meaning), np.bool_)
+    for alike in _by_relation(templates):
+        rows = _rows(places, alike)
         if rows is not None:
             found.append(rows)
-            for template in templates:
+            for template in alike:
                 left[template.index] = False
-    return found, [frames[i] for i in np.flatnonzero(left).tolist()]
+    return found, places.frames(np.flatnonzero(left))
 
 
 def _by_relation(templates: list[_Template]) -> list[list[_Template]]:
@@ -227,13 +225,11 @@ def _is_at(places: Places, positions: Numbers, text: bytes) -> Flags:
     return same
 
 
-def _rows(
-    places: Places, frames: Sequence[Frame], templates: Sequence[_Template]
-) -> CutRows | None:
+def _rows(places: Places, templates: Sequence[_Template]) -> CutRows | None:
     """Put the rows of a relation's templates in order; None where a row is not the usual one."""
     relation = templates[0].relation
     index = np.sort(np.concatenate([template.index for template in templates]))
-    own = places if len(index) == len(frames) else places.picked(index)
+    own = places.picked(index)
     moved = own.starts - places.starts[index]
     filled = {name: _Filled(len(index)) for name in relation.names}
     for template in templates:
