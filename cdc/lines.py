@@ -20,6 +20,7 @@ SPECIAL: Final = b"\t\n\r\x01"
 """Bytes that a value must be quoted for."""
 
 _SPECIAL: Final = re.compile(r"[\t\n\r\x01]")
+_EMPTY: Final = re.compile(r"[\t\n][\t\n]")
 _END: Final = r"\."  # alone on a line it would end the data
 
 
@@ -33,6 +34,29 @@ def encode(values: Sequence[Text]) -> bytes:
         if "" in values or line.count("\t") >= len(values) or _must_quote(line):
             line = "\t".join([_field(value) for value in values])
     return line.encode()
+
+
+def encode_all(rows: Sequence[Sequence[Text]]) -> bytes:
+    """Encode rows of as many values each, at least one, into what COPY is sent.
+
+    They are joined first, and looked at one by one only where the whole holds something special:
+    that is many times faster.
+    """
+    try:
+        text = "\n".join(map("\t".join, rows))  # type: ignore[arg-type]
+    except TypeError:
+        return joined(map(encode, rows))
+    tabs, lines = len(rows) * (len(rows[0]) - 1), len(rows) - 1
+    plain = text.count("\t") == tabs and text.count("\n") == lines
+    if not plain or "\r" in text or "\x01" in text or _END in text or _has_empty(text):
+        return joined(map(encode, rows))
+    return text.encode() + b"\n"
+
+
+def _has_empty(text: str) -> bool:
+    """Tell whether a value may be empty."""
+    around = text[:1] + text[-1:]
+    return not text or around.strip("\t\n") != around or bool(_EMPTY.search(text))
 
 
 def joined(rows: Iterable[bytes]) -> bytes:

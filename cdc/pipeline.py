@@ -182,6 +182,7 @@ class Pipeline:
             elif item is not None:
                 batch.reach(item)
             if item is None or self._is_full(batch):
+                batch.effect.seal()
                 self.exchange.hand_over(batch)
                 batch = Batch()
         self.exchange.end()

@@ -18,6 +18,8 @@ def configure(*, form: Format = "text", level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False
+    # What psycopg warns of is raised too, and said in our words.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -184,6 +184,13 @@ class NetEffect:
             self.segments.append({})
             self._effects(table).add_rows(rows, plan)
 
+    def seal(self) -> None:
+        """Get it ready to be written: nothing is added any more."""
+        for segment in self.segments:
+            for effects in segment.values():
+                if effects.lines is not None:
+                    effects.lines.seal()
+
     def _effects(self, table: sa.Table) -> Effects:
         if not self.segments:
             self.segments.append({})

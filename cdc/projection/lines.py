@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cdc import lines
 from cdc.operation import Key, Shape
 from cdc.rows import Rows
 
@@ -39,7 +40,18 @@ class Lines:
     fresh: dict[Key, bytes] = field(default_factory=dict)
     known: dict[Key, bytes] = field(default_factory=dict)
     appended: list[bytes] = field(default_factory=list)
+    known_text: bytes = b""
     _unmerged: list[Rows] = field(default_factory=list)
+
+    def seal(self) -> None:
+        """Join the rows into what the writer sends: `known_text` and `fresh_texts`.
+
+        It is the projection thread's work, for the writer's thread is the one that others wait for.
+        """
+        if self.known:
+            self.known_text = lines.joined(self.known.values())
+        if self.fresh:
+            self.fresh_texts.append(lines.joined(self.fresh.values()))
 
     def __contains__(self, key: Key) -> bool:
         self.merge()
@@ -122,9 +134,9 @@ def net_rows(rows: Rows, plan: BulkPlan) -> NetRows:
     else:
         picked = sorted(i for i in last.values() if not is_deleted[i])
         deleted = [key for key, i in last.items() if is_deleted[i]]
-    lines = rows.lines(picked, plan.positions) if picked else []
-    kept = keys if len(lines) == len(keys) else [keys[i] for i in picked]
-    written = dict(zip(kept, lines, strict=True))
+    encoded = rows.lines(picked, plan.positions) if picked else []
+    kept = keys if len(encoded) == len(keys) else [keys[i] for i in picked]
+    written = dict(zip(kept, encoded, strict=True))
     return NetRows(written, deleted, _begun(keys, rows.inserted))
 
 

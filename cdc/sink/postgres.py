@@ -6,8 +6,8 @@ table and from there in one statement.
 
 import select
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from os import dup
 from socket import SO_SNDBUF, SOL_SOCKET, socket
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from cdc import lines
-from cdc.operation import Append, Key, Move, Shape, Update, Upsert, key_columns
+from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.lines import Lines
 from cdc.projection.registry import sorted_tables
@@ -102,10 +102,14 @@ class PostgresSink:
         self._driver.execute("select pg_logical_emit_message(true, 'cdc', 'flush')")
         self._driver.commit()
 
+    def together(self) -> AbstractContextManager[object]:
+        """Send the statements within in one round trip; their errors are raised at its end."""
+        return self._driver.pipeline()
+
     def check_deferred(self) -> None:
         """Check the constraints that wait for the commit now, while the rows can be told."""
-        both = "set constraints all immediate; set constraints all deferred"
-        self._driver.execute(both, prepare=False)
+        for when in ("immediate", "deferred"):
+            self._driver.execute(f"set constraints all {when}")
 
     def copied_directly(self) -> bool:
         """Tell whether rows went straight into a table since the last commit or rollback.
@@ -205,26 +209,22 @@ class PostgresSink:
         """Write rows that are encoded already; fresh ones without a look at what is there."""
         if encoded is None:
             return
+        shape = encoded.plan.shape
         if table in self._collided:
             encoded.merge()
-            self._upsert_lines(encoded.plan.shape, encoded.known | encoded.fresh)
+            rows = encoded.known | encoded.fresh
+            self._upsert_text(shape, lines.joined(rows.values()) if rows else b"", len(rows))
         else:
-            self._upsert_lines(encoded.plan.shape, encoded.known)
-            self._insert_lines(table, encoded)
-        self._copy_text(self._name(table), encoded.plan.shape, encoded.appended)
+            self._upsert_text(shape, encoded.known_text, len(encoded.known))
+            self._copy_text(self._name(table), shape, encoded.fresh_texts)
+            self._direct |= {table} if encoded.fresh_texts else set()
+        self._copy_text(self._name(table), shape, encoded.appended)
 
-    def _upsert_lines(self, shape: Shape, rows: Mapping[Key, bytes]) -> None:
-        if rows:
+    def _upsert_text(self, shape: Shape, text: bytes, count: int) -> None:
+        if text:
             stage = self._empty_stage(shape.table)
-            self._copy_text(stage, shape, [lines.joined(rows.values())])
-            self._merge(stage, shape, len(rows))
-
-    def _insert_lines(self, table: sa.Table, encoded: Lines) -> None:
-        texts = [*encoded.fresh_texts]
-        texts += [lines.joined(encoded.fresh.values())] if encoded.fresh else []
-        self._copy_text(self._name(table), encoded.plan.shape, texts)
-        if texts:
-            self._direct.add(table)
+            self._copy_text(stage, shape, [text])
+            self._merge(stage, shape, count)
 
     def _merge(self, stage: str, shape: Shape, count: int) -> None:
         """Upsert the staged rows: update those that are there, then insert the others.
@@ -335,7 +335,7 @@ class PostgresSink:
 
     def _copy(self, name: str, shape: Shape, rows: list[Row]) -> None:
         if shape.text:
-            self._copy_text(name, shape, [lines.joined(map(lines.encode, rows))])
+            self._copy_text(name, shape, [lines.encode_all(rows)])
             return
         statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin")
         with self._driver.cursor() as cursor, _values_refused(), cursor.copy(statement) as copy:

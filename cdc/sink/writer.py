@@ -168,18 +168,21 @@ class Writer:
     def _applies(self, batch: Batch) -> bool:
         """Apply the net effect; tell False, with nothing changed, where a row is refused."""
         connection, sink = self._opened()
-        savepoint = connection.begin_nested()
+        with sink.together():
+            connection.exec_driver_sql("savepoint cdc")
         try:
             with translated():
                 for segment in batch.effect.segments:
                     sink.apply(segment)
-                if batch.complete:
-                    sink.check_deferred()
+                with sink.together():
+                    if batch.complete:
+                        sink.check_deferred()
+                    connection.exec_driver_sql("release savepoint cdc")
         except RowsRefused:
-            savepoint.rollback()
+            connection.exec_driver_sql("rollback to savepoint cdc")
+            connection.exec_driver_sql("release savepoint cdc")
             sink.rolled_back()
             return False
-        savepoint.commit()
         sink.keep()
         return True
 

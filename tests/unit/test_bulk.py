@@ -226,6 +226,7 @@ class Mirror:
         self.tables: dict[str, dict[Key, Row]] = {name: {} for name in KEYS}
 
     def apply(self, batch: Batch) -> None:
+        batch.effect.seal()
         for segment in batch.effect.segments:
             for table, effects in segment.items():
                 self.apply_effects(self.tables[table.name], effects, KEYS[table.name])
@@ -252,14 +253,11 @@ class Mirror:
         if effects.lines is None:
             return
         columns = effects.lines.plan.shape.columns
-        fresh = b"".join(effects.lines.fresh_texts)
-        fresh += b"".join(line + b"\n" for line in effects.lines.fresh.values())
-        known = b"".join(line + b"\n" for line in effects.lines.known.values())
-        for row in _rows(fresh, columns):
+        for row in _rows(b"".join(effects.lines.fresh_texts), columns):
             key = tuple(row[c] for c in names)
             assert key not in rows, "a row that is written as new is there already"
             rows[key] = row
-        for row in _rows(known, columns):
+        for row in _rows(effects.lines.known_text, columns):
             rows[tuple(row[c] for c in names)] = row
 
 

@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cdc.lines import encode, joined
+from cdc.lines import encode, encode_all, joined
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
 SPECIAL = st.text(st.sampled_from('\\\t\n\r\x01N.ab\b\v"'), max_size=5)
@@ -42,6 +42,20 @@ def parsed(data: str) -> list[list[str | None]]:
 def test_rows_are_read_back_as_they_were(rows: list[list[str | None]]) -> None:
     data = joined(map(encode, rows)).decode()
     assert parsed(data) == rows
+
+
+@given(
+    st.integers(1, 3).flatmap(
+        lambda width: st.lists(
+            st.lists(VALUE, min_size=width, max_size=width), min_size=1, max_size=4
+        )
+    )
+)
+@example([[""]])
+@example([["a", ""], ["", "b"]])
+@example([["a"], [""]])
+def test_rows_encoded_together_are_those_encoded_alone(rows: list[list[str | None]]) -> None:
+    assert parsed(encode_all(rows).decode()) == rows
 
 
 @given(ROW)
