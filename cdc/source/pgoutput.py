@@ -25,7 +25,6 @@ _OID: Final = struct.Struct(">I")
 _LENGTH: Final = struct.Struct(">I")
 _TYPE: Final = struct.Struct(">Ii")
 _IS_KEY: Final = 1
-_COMMITS: Final = ord("C")
 _KEY, _OLD, _NEW = ord("K"), ord("O"), ord("N")
 _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
 
@@ -66,7 +65,7 @@ class PgOutput:
 
     def is_commit(self, frame: Frame) -> bool:
         """Tell whether a data frame (header and message) ends a transaction."""
-        return frame[HEADER_BYTES] == _COMMITS
+        return bytes(frame[HEADER_BYTES : HEADER_BYTES + 1]) == b"C"
 
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""

@@ -24,7 +24,6 @@ from cdc.values import BYTEA, UNCHANGED, Text
 MESSAGE_PREFIX: Final = "cdc"
 _FLOATS: Final = (700, 701)
 _ACTION_AT: Final = HEADER_BYTES + len('{"action":"')
-_COMMITS: Final = ord("C")
 
 
 class _Column(msgspec.Struct, gc=False):
@@ -137,7 +136,7 @@ class Wal2Json:
 
     def is_commit(self, frame: Frame) -> bool:
         """Tell whether a data frame (header and line) ends a transaction."""
-        return frame[_ACTION_AT] == _COMMITS
+        return bytes(frame[_ACTION_AT : _ACTION_AT + 1]) == b"C"
 
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""

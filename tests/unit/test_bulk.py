@@ -8,6 +8,7 @@ import json
 import random
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -391,6 +392,14 @@ def test_the_usual_changes_are_set_apart(plugin: str, kinds: list[str]) -> None:
     assert sum(bulk.received().values()) == 200
     assert not any(transaction.changes for transaction in bulk.transactions)
     assert len(bulk.transactions) == 20
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@given(frames=st.lists(st.binary(max_size=60), min_size=5, max_size=9))
+def test_any_frames_are_read_or_are_a_protocol_error(plugin: str, frames: list[bytes]) -> None:
+    read = reader(PLUGINS[plugin], bulk_frames=5, piece_bytes=100)
+    with suppress(ProtocolError):
+        list(read.read([memoryview(b"w" + frame) for frame in frames]))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
