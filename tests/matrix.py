@@ -26,7 +26,8 @@ class Kind:
     A value that begins with `(select` is an expression. `read` makes of the printed text what a
     projector sees, by default that text; `seen` says it for single values, UNREADABLE for those
     that Python's type cannot hold. `only_pgoutput` are values that wal2json 2.5 sends as null.
-    `stored_as` is the type of a mirror's column where that is another one.
+    `stored_as` is the type of a mirror's column where that is another one. `needs` names an
+    extension, or libxml, that a server may be without.
     """
 
     sql: str
@@ -39,7 +40,7 @@ class Kind:
     key: bool = True
     array: bool = True
     setup: tuple[str, ...] = ()
-    extension: str | None = None
+    needs: str | None = None
 
     @property
     def column_type(self) -> str:
@@ -115,7 +116,7 @@ TEXTS = (
     _text("character varying(5)", "", "abcde", "é😀\\\t'"),
     _text("character(5)", "", "ab", "é😀"),
     _text("bpchar", "", "ab  ", "\\"),
-    _text('"char"', "", "x", "\\"),
+    _text('"char"', "", "x", "\\", "é"),
     _text("name", "pg_x", 'Odd "name"', ""),
     Kind("boolean", ("t", "f"), "bool", _bool),
     Kind(
@@ -150,7 +151,7 @@ TEXTS = (
         seen={"12345678901234567890.5": Decimal("12345678901234567890.5")},
     ),
     _text("jsonpath", '$."a"[*]?(@ > 1)', key=False),
-    _text("xml", '<a b="\'">&lt;é\n</a>', "text", "", key=False),
+    _text("xml", '<a b="\'">&lt;é\n</a>', "text", "", key=False, needs="libxml"),
 )
 TIMES = (
     Kind(
@@ -350,8 +351,8 @@ USERS = (
         datetime.fromisoformat,
         stored_as="timestamp(2) with time zone",
     ),
-    _text("hstore", '"a\\"b"=>"é", "n"=>NULL', "", extension="hstore", stored_as="text"),
-    _text("citext", "Ab", "é", "", extension="citext", stored_as="text"),
+    _text("hstore", '"a\\"b"=>"é", "n"=>NULL', "", needs="hstore", stored_as="text"),
+    _text("citext", "Ab", "é", "", needs="citext", stored_as="text"),
 )
 ARRAYS = (
     Kind(

@@ -48,6 +48,10 @@ class Plan:
         keyed = set(self.registry.sources) - self.insert_only
         return publication.wanted(name, keyed=keyed, insert_only=self.insert_only)
 
+    def optional_plugin_options(self, settings: Settings) -> dict[str, str]:
+        """Give the options that newer plugins know."""
+        return dict(wal2json.AS_STRINGS) if settings.source.plugin == "wal2json" else {}
+
     def plugin_options(self, settings: Settings) -> dict[str, str]:
         """Give the options START_REPLICATION is sent."""
         if settings.source.plugin == "pgoutput":

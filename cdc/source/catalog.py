@@ -37,6 +37,7 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartitio
 
 _COLUMNS = """
 select a.attrelid, a.attname, a.atttypid, a.attgenerated <> '' as generated,
+       a.attnotnull as required,
        format_type(a.atttypid, a.atttypmod) as type_sql
 from pg_attribute a
 where a.attrelid = any(%s) and a.attnum > 0 and not a.attisdropped
@@ -182,6 +183,7 @@ def _columns(cursor: Any, oids: list[int], types: Types) -> dict[int, list[Sourc
                 decoded_as=types.decoded_as(row.atttypid),
                 stored_as=types.stored_as(row.atttypid, row.type_sql),
                 generated=row.generated,
+                required=row.required,
             )
         )
     return columns
