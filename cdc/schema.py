@@ -40,5 +40,11 @@ class SourceTable:
     leaves: tuple[TableName, ...] = ()
     oid: int = 0
 
+    @property
+    def generated_key(self) -> str | None:
+        """Name a generated column of the key, by which no row can be told: it is not sent."""
+        generated = {column.name for column in self.columns if column.generated}
+        return next((name for name in self.key if name in generated), None)
+
 
 Schema = dict[TableName, SourceTable]

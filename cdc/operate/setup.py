@@ -111,6 +111,13 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
                     hint=f"alter table {name.sql} add primary key (...), or replica identity using "
                     "index ...",
                 )
+            if schema[name].generated_key is not None:
+                raise RegistryError(
+                    f"projector {function.name} wants {name}, whose key holds the generated column "
+                    f'"{schema[name].generated_key}", which is not sent',
+                    hint=f"alter table {name.sql} replica identity using index ..., of other "
+                    "columns",
+                )
 
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
