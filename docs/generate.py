@@ -157,7 +157,7 @@ def _type_row(kind: Any) -> str:
         f"`{kind.column_type}`" if kind.stored_as else "itself",
         kind.python,
         _listed(unreadable),
-        f"{_listed(kind.only_pgoutput)} stop the stream" if kind.only_pgoutput else "",
+        f"{_listed(kind.not_numbers)} stop the stream" if kind.not_numbers else "",
     ]
     return "| " + " | ".join(cells) + " |"
 

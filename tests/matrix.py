@@ -25,7 +25,7 @@ class Kind:
 
     A value that begins with `(select` is an expression. `read` makes of the printed text what a
     projector sees, by default that text; `seen` says it for single values, UNREADABLE for those
-    that Python's type cannot hold. `only_pgoutput` are values that wal2json 2.5 sends as null.
+    that Python's type cannot hold. `not_numbers` are more values, which wal2json 2.5 sends as null.
     `stored_as` is the type of a mirror's column where that is another one. `needs` names an
     extension, or libxml, that a server may be without.
     """
@@ -35,7 +35,7 @@ class Kind:
     python: str = "str"
     read: Callable[[str], Any] = str
     seen: dict[str, Any] = field(default_factory=dict)
-    only_pgoutput: tuple[str, ...] = ()
+    not_numbers: tuple[str, ...] = ()
     stored_as: str | None = None
     key: bool = True
     array: bool = True
@@ -86,16 +86,16 @@ NUMBERS = (
         ),
         "Decimal",
         Decimal,
-        only_pgoutput=NOT_NUMBERS,
+        not_numbers=NOT_NUMBERS,
     ),
-    Kind("numeric(10,2)", ("12345678.90", "-0.01"), "Decimal", Decimal, only_pgoutput=("NaN",)),
-    Kind("numeric(60,50)", ("3." + "14159" * 10,), "Decimal", Decimal, only_pgoutput=("NaN",)),
+    Kind("numeric(10,2)", ("12345678.90", "-0.01"), "Decimal", Decimal, not_numbers=("NaN",)),
+    Kind("numeric(60,50)", ("3." + "14159" * 10,), "Decimal", Decimal, not_numbers=("NaN",)),
     Kind(
         "real",
         ("0", "-0", "1.5", "0.1", "1e-45", "3.4028235e+38"),
         "float",
         float,
-        only_pgoutput=NOT_NUMBERS,
+        not_numbers=NOT_NUMBERS,
     ),
     Kind(
         "double precision",
@@ -105,7 +105,7 @@ NUMBERS = (
         ),
         "float",
         float,
-        only_pgoutput=NOT_NUMBERS,
+        not_numbers=NOT_NUMBERS,
     ),
     Kind("oid", ("0", "4294967295"), "int", int),
     _text("money", "$1,234.50", "-$92,233,720,368,547,758.08", "$0.00"),

@@ -15,7 +15,14 @@ from cdc.source.connection import connect, connect_replication
 from cdc.source.current_rows import CurrentRows
 from cdc.source.relations import Relations
 from cdc.source.slot import knows_options, try_plugin
-from tests.conftest import Configuration, Database, RunningDaemon, require, until
+from tests.conftest import (
+    Configuration,
+    Database,
+    RunningDaemon,
+    require,
+    tells_not_numbers,
+    until,
+)
 
 Configure = Callable[..., Configuration]
 Run = Callable[..., Any]
@@ -26,6 +33,7 @@ TABLE = "create table t (id int primary key, x {} {}, v int)"
 @pytest.fixture(autouse=True)
 def wal2json(write: Database) -> None:
     require(write.server.installation.wal2json, "wal2json")
+    require(not tells_not_numbers(write, "wal2json"), "wal2json older than 2.6")
 
 
 @pytest.fixture

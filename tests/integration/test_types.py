@@ -8,7 +8,7 @@ import pytest
 
 from cdc.servers import Server, find_wheel
 from tests import matrix
-from tests.conftest import FAST, Configuration, Database, require
+from tests.conftest import FAST, Configuration, Database, require, tells_not_numbers
 from tests.matrix import KINDS, UNREADABLE, Kind
 
 Configure = Callable[..., Configuration]
@@ -89,9 +89,9 @@ def prepare(database: Database) -> list[Kind]:
     return kinds
 
 
-def carried(kind: Kind, plugin: str) -> tuple[str, ...]:
-    """Give the values that the plugin can carry."""
-    return kind.values if plugin == "wal2json" else (*kind.values, *kind.only_pgoutput)
+def carried(kind: Kind, *, not_numbers: bool) -> tuple[str, ...]:
+    """Give the values that a plugin can carry which sends NaN and infinities, or does not."""
+    return (*kind.values, *kind.not_numbers) if not_numbers else kind.values
 
 
 ALL_TYPES = """
@@ -143,6 +143,7 @@ class Values:
     def __init__(self, write: Database, plugin: str) -> None:
         self.write = write
         self.plugin = plugin
+        self.not_numbers = tells_not_numbers(write, plugin)
         self.kinds = prepare(write)
         columns = []
         for number, kind in enumerate(self.kinds):
@@ -153,7 +154,7 @@ class Values:
     def values(self) -> Iterator[tuple[int, int, Kind, str]]:
         """Give each value with the number of its column and a key of its own."""
         for number, kind in enumerate(self.kinds):
-            for position, value in enumerate(carried(kind, self.plugin)):
+            for position, value in enumerate(carried(kind, not_numbers=self.not_numbers)):
                 yield number, number * 1000 + position * 10, kind, value
 
     def fill(self) -> None:
@@ -291,10 +292,11 @@ def test_every_type_that_can_be_a_key_is_one(
     kinds = [kind for kind in prepare(write) if kind.key]
     for number, kind in enumerate(kinds):
         write.run(f"create table k{number} (k {kind.sql} primary key, n int)")
+    not_numbers = tells_not_numbers(write, plugin)
     wanted = configuration(plugin, mirrors=[{"source": "public.k*"}])
     cdc_run(wanted)
     for number, kind in enumerate(kinds):
-        write_keys(write, f"k{number}", kind, plugin)
+        write_keys(write, f"k{number}", carried(kind, not_numbers=not_numbers), kind.sql)
     for _ in range(2):
         cdc_run(wanted)
         pinned(write, read)
@@ -307,10 +309,10 @@ def test_every_type_that_can_be_a_key_is_one(
             write.run(f"delete from k{number} where n > 0")
 
 
-def write_keys(write: Database, table: str, kind: Kind, plugin: str) -> None:
+def write_keys(write: Database, table: str, values: tuple[str, ...], type_: str) -> None:
     """Insert each value as a key, touch it, use it again; move one away and back."""
-    short = [value for value in carried(kind, plugin) if len(value) < 2000]
-    literals = [f"({sql_value(value)})::{kind.sql}" for value in short]
+    short = [value for value in values if len(value) < 2000]
+    literals = [f"({sql_value(value)})::{type_}" for value in short]
     for n, literal in enumerate(literals):
         insert = f"insert into {table} values ({literal}, {n}) on conflict do nothing"
         write.run(insert, f"update {table} set n = n where n = {n}")
