@@ -8,10 +8,13 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
+
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
 
 CONTROLS = "".join(map(chr, range(1, 32))) + "\x7f"
 AWKWARD = ("", "a\tb\nc\\d\"e'f", CONTROLS, "é😀\u2028\U0010ffff", "null", "\\N", "\\.", " x ")
@@ -240,30 +243,63 @@ BITS_AND_SEARCH = (
 )
 
 
-def _range(subtype: str, values: tuple[str, ...], *unreadable: str) -> tuple[Kind, Kind]:
-    """Give the range and the multirange of a subtype; what is seen is told by psycopg's classes."""
-    several = tuple("{" + ("" if value == "empty" else value) + "}" for value in values)
-    seen = {v: UNREADABLE if v in unreadable else _AS_IT_IS for v in values}
-    seen_several = {"{" + v + "}": u for v, u in seen.items()} | {"{}": _AS_IT_IS}
+def _range(subtype: str, values: dict[str, Any]) -> tuple[Kind, Kind]:
+    """Give the range and the multirange of a subtype."""
+    several = {
+        "{}" if value == "empty" else "{" + value + "}": _several(seen)
+        for value, seen in values.items()
+    }
     return (
-        Kind(f"{subtype}range", values, "psycopg's Range", seen=seen),
-        Kind(f"{subtype}multirange", several, "psycopg's Multirange", seen=seen_several),
+        Kind(f"{subtype}range", tuple(values), "psycopg's Range", seen=values),
+        Kind(f"{subtype}multirange", tuple(several), "psycopg's Multirange", seen=several),
     )
 
 
-# Seen as an object whose own text is the range again: compared by what the server makes of that.
-_AS_IT_IS = "as it is"
+def _several(seen: Any) -> Any:
+    if seen == UNREADABLE:
+        return UNREADABLE
+    return Multirange([] if seen.isempty else [seen])
 
+
+EMPTY: Range[Any] = Range(empty=True)
+_LEAP, _MARCH = datetime(2024, 2, 29, 10, 34, 56), datetime(2024, 3, 1)  # noqa: DTZ001
 RANGES = (
-    *_range("int4", ("[1,5)", "empty", "(,)", "[1,)")),
-    *_range("int8", ("[-9223372036854775808,5)", "empty")),
-    *_range("num", ("[1.50,2)", "(,0.00]", "[NaN,NaN]", "[0,Infinity)")),
-    *_range("date", ("[2024-02-29,2024-03-01)", "[-infinity,infinity)"), "[-infinity,infinity)"),
-    *_range("ts", ('["2024-02-29 10:34:56","2024-03-01 00:00:00")', "[infinity,]"), "[infinity,]"),
+    *_range(
+        "int4",
+        {"[1,5)": Range(1, 5), "empty": EMPTY, "(,)": Range(bounds="()"), "[1,)": Range(1, None)},
+    ),
+    *_range("int8", {"[-9223372036854775808,5)": Range(-9223372036854775808, 5), "empty": EMPTY}),
+    *_range(
+        "num",
+        {
+            "[1.50,2)": Range(Decimal("1.50"), Decimal(2)),
+            "(,0.00]": Range(None, Decimal("0.00"), "(]"),
+            "[NaN,NaN]": Range(Decimal("NaN"), Decimal("NaN"), "[]"),
+            "[0,Infinity)": Range(Decimal(0), Decimal("Infinity")),
+        },
+    ),
+    *_range(
+        "date",
+        {
+            "[2024-02-29,2024-03-01)": Range(date(2024, 2, 29), date(2024, 3, 1)),
+            "[-infinity,infinity)": UNREADABLE,
+        },
+    ),
+    *_range(
+        "ts",
+        {
+            '["2024-02-29 10:34:56","2024-03-01 00:00:00")': Range(_LEAP, _MARCH),
+            "[infinity,]": UNREADABLE,
+        },
+    ),
     *_range(
         "tstz",
-        ('["2024-02-29 10:34:56+00","2024-03-01 00:00:00+00")', "[,infinity)"),
-        "[,infinity)",
+        {
+            '["2024-02-29 10:34:56+00","2024-03-01 00:00:00+00")': Range(
+                _LEAP.replace(tzinfo=UTC), _MARCH.replace(tzinfo=UTC)
+            ),
+            "[,infinity)": UNREADABLE,
+        },
     ),
 )
 SYSTEM = (

@@ -29,6 +29,12 @@ from (select pg_current_snapshot(), pg_snapshot_xmax(pg_current_snapshot())::tex
      lateral (select case when behind < 2147483648 then m - behind
                           else m - behind + 4294967296 end) w(whole)
 """
+# Rows must not be hidden; and a table that is being altered must not hold up the stream's feedback.
+_SESSION: Final = (
+    "set row_security = off",
+    "set lock_timeout = '5s'",
+    "set statement_timeout = '15s'",
+)
 _GONE: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -95,7 +101,8 @@ class CurrentRows:
         if self._connection is None:
             self._connection = self._open()
             with translated():
-                self._connection.execute("set row_security = off")
+                for statement in _SESSION:
+                    self._connection.execute(statement)
         return self._connection
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc.errors import SourceUnavailable
 from cdc.names import TableName
 from cdc.operate.check import Finding, check
 from cdc.source.catalog import describe
@@ -183,6 +184,21 @@ def test_rows_of_a_table_that_is_gone_are_not_found(write: Database) -> None:
         write.run(change)
         with closing(CurrentRows(lambda: connect(write.dsn), schema)) as rows:
             assert rows.find(relation, {("1",): 1}, ["x"]) == []
+
+
+def test_a_table_that_is_locked_is_waited_for_a_few_seconds_and_tried_again(
+    write: Database,
+) -> None:
+    """The stream's feedback must not wait as long as the server waits for it."""
+    write.run(TABLE.format("float8", ""))
+    with closing(connect(write.dsn)) as source:
+        schema = describe(source, [TableName("public", "t")])
+    relation = Relations(schema).known(TableName("public", "t"))
+    with write.connect(autocommit=False) as other:
+        other.execute("lock table t in access exclusive mode")
+        with closing(CurrentRows(lambda: connect(write.dsn), schema)) as rows:
+            with pytest.raises(SourceUnavailable):
+                rows.find(relation, {("1",): 1}, ["x"])
 
 
 def test_a_key_that_is_no_number(write: Database, mirrored: Configuration, cdc_run: Run) -> None:
