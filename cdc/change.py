@@ -87,7 +87,7 @@ class Row(Mapping[str, Any]):
         column = self.relation.columns[position]
         try:
             return loader(column.decoded_as)(value)
-        except (ValueError, OverflowError, RecursionError, psycopg.DataError):
+        except (ValueError, ArithmeticError, RecursionError, psycopg.DataError):
             raise ValueUnreadable(
                 f'column "{name}" of {self.relation.name} holds a value that Python\'s own type '
                 f'cannot; read it as text: row.text("{name}")'

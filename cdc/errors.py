@@ -23,6 +23,7 @@ CdcError
 │   └── ValueUnreadable               it asked for a value that Python's type cannot hold
 ├── ServerFailed                  7   a throwaway server of `cdc demo` did not start (cdc.servers)
 ├── ProtocolError                 6   what the plugin sent cannot be read, or it left rows out
+│   └── NumberNotSent                 wal2json 2.5 sent a NaN or an infinity as null
 ├── StartRefused                      the start-up table of docs/architecture.md
 │   ├── ChangesConsumedElsewhere 10
 │   ├── SourceReplaced           11
@@ -152,6 +153,10 @@ class ProtocolError(CdcError):
     """The replication stream cannot be read."""
 
     exit_code = 6
+
+
+class NumberNotSent(ProtocolError):
+    """The plugin sent a NaN or an infinity as null."""
 
 
 class StartRefused(CdcError):

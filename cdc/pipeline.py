@@ -37,7 +37,8 @@ class Pipeline:
     """Three threads, one direction: receive, project, write.
 
     `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
-    fails in a way that passes by itself. `source_stopping` tells that the write database is being
+    fails in a way that passes by itself. `settle` raises where something in what was decoded must
+    not be applied. `source_stopping` tells that the write database is being
     shut down: it waits for what it sends to be read, which a full queue would keep it from.
     """
 
@@ -51,6 +52,7 @@ class Pipeline:
     batch_changes: int
     batch_bytes: int
     persist: Callable[[Callable[[], None]], None]
+    settle: Callable[[], None]
     stop: threading.Event
     source_stopping: threading.Event
 
@@ -132,6 +134,7 @@ class Pipeline:
     def _offer_arrived(self) -> None:
         """Queue what one read brought, together."""
         if self._arrived:
+            self.settle()
             arrived, self._arrived, self._arrived_bytes = self._arrived, [], 0
             self.metrics.received(arrived)
             self._offer(*arrived)

@@ -10,7 +10,10 @@ Identity = Literal["default", "full", "index", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column: its type, and the built-in types its values are stored and decoded as."""
+    """A column: its type, and the built-in types its values are stored and decoded as.
+
+    `required` tells that it is NOT NULL.
+    """
 
     name: str
     type_oid: int
@@ -18,6 +21,7 @@ class SourceColumn:
     decoded_as: int
     stored_as: str
     generated: bool
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,12 @@ class SourceTable:
     partitioned: bool = False
     leaves: tuple[TableName, ...] = ()
     oid: int = 0
+
+    @property
+    def generated_key(self) -> str | None:
+        """Name a generated column of the key, by which no row can be told: it is not sent."""
+        generated = {column.name for column in self.columns if column.generated}
+        return next((name for name in self.key if name in generated), None)
 
 
 Schema = dict[TableName, SourceTable]

@@ -13,7 +13,7 @@ from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
-from cdc.operate import setup
+from cdc.operate import not_numbers, setup
 from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
@@ -22,16 +22,14 @@ from cdc.sink.engine import driver_connection
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.current_rows import CurrentRows
+from cdc.source.nulls import Nulls
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
 
 _PIECE_BYTES: Final = 1024**2
-_DECODERS: Final[dict[str, type[Wal2Json | PgOutput]]] = {
-    "wal2json": Wal2Json,
-    "pgoutput": PgOutput,
-}
 
 
 class Interrupted(Exception):
@@ -57,6 +55,7 @@ class Session:
         self.tables: dict[TableName, int] = {}
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
+        self._rows: CurrentRows | None = None
 
     def hold(self, retry: Retry) -> None:
         """Stream until stopped; raise Interrupted where it ended in a way that passes.
@@ -76,6 +75,8 @@ class Session:
             raise Interrupted from None
         finally:
             self.stream = self.exchange = None
+            if self._rows is not None:
+                self._rows.close()
 
     def stop(self) -> None:
         """Let it drain; cancel what it waits for where it has not begun to stream."""
@@ -102,7 +103,8 @@ class Session:
             self._writer.resume(identity, lsn)
             self.tables = {table.name: table.oid for table in plan.schema.values()}
             self._find_target(source)
-            return self._pipeline(plan, replication, lsn, retry=retry), lsn
+            nulls = self._start(plan, replication, source, lsn=lsn)
+            return self._pipeline(plan, nulls, lsn, retry=retry), lsn
 
     @contextmanager
     def _connection(self, open_: Callable[[str], Connection]) -> Iterator[Connection]:
@@ -131,22 +133,46 @@ class Session:
         finally:
             self._interrupts.remove(cancel)
 
-    def _pipeline(
-        self, plan: setup.Plan, replication: Connection, lsn: Lsn, *, retry: Retry
-    ) -> Pipeline:
-        settings = self._settings
-        self.stream = Stream(
+    def _start(
+        self, plan: setup.Plan, replication: Connection, source: Connection, *, lsn: Lsn
+    ) -> Nulls | None:
+        """Start the stream; give what tells NULL from NaN, where the plugin does not."""
+        stream = Stream(
             replication,
-            slot=settings.source.slot,
-            options=plan.plugin_options(settings),
+            slot=self._settings.source.slot,
+            options=plan.plugin_options(self._settings),
+            optional=plan.optional_plugin_options(self._settings),
             insert_only=plan.insert_only,
         )
-        self.stream.start(lsn)
+        try:
+            stream.start(lsn)
+            nulls = self._nulls(plan, source) if stream.options_refused else None
+        except BaseException:
+            stream.close()
+            raise
+        self.stream = stream
         self.source_stopping.clear()
+        return nulls
+
+    def _nulls(self, plan: setup.Plan, source: Connection) -> Nulls:
+        for refusal in not_numbers.refusals(self._settings, plan, source):
+            raise refusal
+        self._rows = CurrentRows(partial(connect, self._dsn), plan.schema)
+        trusted = not_numbers.trusted(self._settings, plan)
+        return Nulls(plan.schema, self._rows, trusted=trusted)
+
+    def _pipeline(
+        self, plan: setup.Plan, nulls: Nulls | None, lsn: Lsn, *, retry: Retry
+    ) -> Pipeline:
+        assert self.stream is not None  # noqa: S101  it was started
+        settings = self._settings
         self.exchange = Exchange(settings.source.queue_bytes)
-        decoder: Decoder = _DECODERS[settings.source.plugin](
-            Relations(plan.schema), bulk=plan.registry.in_bulk
-        )
+        relations, bulk = Relations(plan.schema), plan.registry.in_bulk
+        decoder: Decoder
+        if settings.source.plugin == "wal2json":
+            decoder = Wal2Json(relations, nulls, bulk=bulk)
+        else:
+            decoder = PgOutput(relations, bulk=bulk)
         return Pipeline(
             start=lsn,
             stream=self.stream,
@@ -160,6 +186,7 @@ class Session:
             batch_changes=settings.read.batch_changes,
             batch_bytes=settings.read.batch_bytes,
             persist=retry.persist,
+            settle=nulls.settle if nulls is not None else _nothing,
             stop=self._stopped,
             source_stopping=self.source_stopping,
         )
@@ -169,6 +196,10 @@ class Session:
             self.target = slot.mark_now(source)
         elif self._until is not None and self.target is None:
             self.target = Lsn.parse(self._until)
+
+
+def _nothing() -> None:
+    """Settle nothing: there is no doubt."""
 
 
 def _cancel(connection: Connection) -> None:

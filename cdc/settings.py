@@ -36,7 +36,7 @@ from cdc.names import TableName
 DEFAULT_PATH = Path("config/cdc.toml")
 _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
-_JSON_KEYS = {"projection.modules", "projection.mirrors"}
+_JSON_KEYS = {"projection.modules", "projection.mirrors", "source.trust_nulls"}
 _PATH_VARIABLE = "CDC_CONFIG"
 
 
@@ -75,6 +75,12 @@ class Source(Section):
         max_length=50,
         description="pgoutput only: the publication's name. A second one, with `_insert` appended, "
         "holds the insert-only tables.",
+    )
+    trust_nulls: tuple[SourceTable, ...] = Field(
+        (),
+        description="wal2json before 2.6 only: tables (or patterns) whose float and numeric "
+        "columns are known to hold neither NaN nor infinities, so that a null in them is NULL and "
+        "is not looked up. See docs/types.md.",
     )
     queue_bytes: int = Field(
         8 * 1024**2,

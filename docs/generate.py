@@ -1,6 +1,7 @@
 """Write the parts of the documentation that the code knows best; `python docs/generate.py`."""
 
-from collections.abc import Iterator
+import runpy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -125,13 +126,57 @@ def _tree(kind: type[errors.CdcError], depth: int) -> Iterator[tuple[int, type[e
 
 def error_page() -> str:
     """Put the table between the prose of docs/errors.md."""
-    text = (HERE / "errors.md").read_text() if (HERE / "errors.md").exists() else ""
-    before, _, rest = text.partition("<!-- errors -->")
-    _, _, after = rest.partition("<!-- /errors -->")
-    return f"{before}<!-- errors -->\n{error_table()}<!-- /errors -->{after}"
+    return _between("errors.md", "errors", error_table())
 
 
-PAGES = {"configuration.md": configuration, "metrics.md": metrics, "errors.md": error_page}
+def _between(page: str, mark: str, table: str) -> str:
+    text = (HERE / page).read_text() if (HERE / page).exists() else ""
+    before, _, rest = text.partition(f"<!-- {mark} -->")
+    _, _, after = rest.partition(f"<!-- /{mark} -->")
+    return f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
+
+
+def type_table() -> str:
+    """Describe every type of the tests' matrix."""
+    matrix = runpy.run_path(str(HERE.parent / "tests" / "matrix.py"))
+    rows = [
+        "| type | a key | mirrored as | in a projector | only as text | wal2json 2.5 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, kinds in matrix["GROUPS"].items():
+        rows += [f"| **{title}** | | | | | |", *map(_type_row, kinds)]
+    rows += [f"| `{name}` | | | | {why} | |" for name, why in matrix["IMPOSSIBLE"].items()]
+    return "\n".join(rows) + "\n"
+
+
+def _type_row(kind: Any) -> str:
+    unreadable = [value for value, seen in kind.seen.items() if seen == "unreadable"]
+    cells = [
+        f"`{kind.sql}`",
+        "yes" if kind.key else "",
+        f"`{kind.column_type}`" if kind.stored_as else "itself",
+        kind.python,
+        _listed(unreadable),
+        f"{_listed(kind.not_numbers)} stop the stream" if kind.not_numbers else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def type_page() -> str:
+    """Put the table between the prose of docs/types.md."""
+    return _between("types.md", "types", type_table())
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "metrics.md": metrics,
+    "errors.md": error_page,
+    "types.md": type_page,
+}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from psycopg import sql
 from cdc.lsn import Lsn
 from cdc.servers import Installation, Server, find_installed, find_wheel
 from cdc.settings import Settings
-from cdc.source.slot import mark_now
+from cdc.source.connection import connect_replication
+from cdc.source.slot import knows_options, mark_now, try_plugin
+from cdc.source.wal2json import AS_STRINGS
 
 ROOT = Path(__file__).parents[1]
 IN_CI = os.environ.get("CI") == "true"
@@ -175,6 +178,15 @@ def plugin(request: pytest.FixtureRequest, write_server: Server) -> str:
     if request.param == "wal2json":
         require(write_server.installation.wal2json, "wal2json")
     return str(request.param)
+
+
+def tells_not_numbers(database: Database, plugin: str) -> bool:
+    """Tell whether the plugin sends NaN and infinities, which wal2json does since 2.6."""
+    if plugin == "pgoutput":
+        return True
+    with closing(connect_replication(database.dsn)) as replication:
+        try_plugin(replication, plugin, milliseconds=2000)
+        return knows_options(replication, AS_STRINGS)
 
 
 def until(fact: Callable[[], object], *, seconds: float = PATIENCE) -> None:

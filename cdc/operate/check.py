@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from cdc.errors import CdcError, SourceError, SourceNotReady
 from cdc.names import TableName
-from cdc.operate import setup
+from cdc.operate import not_numbers, setup
 from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
 from cdc.sink import checkpoint, tables
 from cdc.sink import engine as read_database
-from cdc.source import publication, slot
+from cdc.source import publication, slot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication, translated
 
@@ -77,6 +77,7 @@ def _check_source(
         _attempt(found, lambda: found.extend(_each_mirror(settings, source)), why="see above")
         return
     _attempt(found, lambda: found.extend(_tables(settings, source, plan)), why="see above")
+    _attempt(found, lambda: found.extend(_nulls(settings, source, plan)), why="see above")
     if read is not None:
         _attempt(found, lambda: found.extend(_read_side(read, plan)), why="it is written to")
 
@@ -206,6 +207,39 @@ def _tables(settings: Settings, source: Connection, plan: setup.Plan) -> Finding
         wanted = plan.publications(settings.source.publication)
         for difference in publication.differences(source, wanted):
             yield _publication_finding(source, difference)
+
+
+def _nulls(settings: Settings, source: Connection, plan: setup.Plan) -> Findings:
+    """Tell what becomes of NaN and infinities where the plugin sends them as null."""
+    if settings.source.plugin != "wal2json" or _tells_not_numbers(settings):
+        return
+    for refusal in not_numbers.refusals(settings, plan, source):
+        yield Finding(str(refusal), "a NaN would become NULL", refusal.hint or "")
+    for name, columns in not_numbers.held(settings, plan, source):
+        yield Finding(
+            f"{name} holds NaN or infinities, which wal2json 2.5 sends as null: {columns}",
+            "the stream stops where such a row changes",
+            not_numbers.REMEDY,
+        )
+    looked_up = not_numbers.number_columns(settings, plan, required=False)
+    if looked_up:
+        listed = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in looked_up.items())
+        yield Finding(
+            f"wal2json 2.5 sends NaN and infinities as null, in columns of {listed}",
+            "rows with a null in them are looked up to tell it from NULL, and NaN stops the stream",
+            not_numbers.REMEDY,
+            blocks=False,
+        )
+
+
+def _tells_not_numbers(settings: Settings) -> bool:
+    """Tell whether the plugin sends numbers as text; also where it cannot be used at all."""
+    with closing(connect_replication(settings.source.dsn.get_secret_value())) as replication:
+        try:
+            slot.try_plugin(replication, "wal2json", milliseconds=_ATTEMPT_MILLISECONDS)
+        except SourceError:
+            return True
+        return slot.knows_options(replication, wal2json.AS_STRINGS)
 
 
 def _publication_finding(source: Connection, difference: publication.Difference) -> Finding:

@@ -48,6 +48,10 @@ class Plan:
         keyed = set(self.registry.sources) - self.insert_only
         return publication.wanted(name, keyed=keyed, insert_only=self.insert_only)
 
+    def optional_plugin_options(self, settings: Settings) -> dict[str, str]:
+        """Give the options that newer plugins know."""
+        return dict(wal2json.AS_STRINGS) if settings.source.plugin == "wal2json" else {}
+
     def plugin_options(self, settings: Settings) -> dict[str, str]:
         """Give the options START_REPLICATION is sent."""
         if settings.source.plugin == "pgoutput":
@@ -106,6 +110,13 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
                     f"(replica identity {schema[name].identity})",
                     hint=f"alter table {name.sql} add primary key (...), or replica identity using "
                     "index ...",
+                )
+            if schema[name].generated_key is not None:
+                raise RegistryError(
+                    f"projector {function.name} wants {name}, whose key holds the generated column "
+                    f'"{schema[name].generated_key}", which is not sent',
+                    hint=f"alter table {name.sql} replica identity using index ..., of other "
+                    "columns",
                 )
 
 

@@ -247,6 +247,13 @@ def _require_key(settings: MirrorSettings, source: SourceTable) -> None:
             hint=f"give it a primary key, or: alter table {source.name.sql} replica identity using "
             "index ...; or mirror its inserts alone with `insert_only = true`",
         )
+    if source.generated_key is not None:
+        raise RegistryError(
+            f'"{source.generated_key}" is part of the key of {source.name}, and generated: it is '
+            "not sent, and rows cannot be told apart",
+            hint=f"give it a key of other columns: alter table {source.name.sql} replica identity "
+            "using index ...",
+        )
     lost = [name for name in source.key if name in settings.exclude or name in settings.mask]
     if lost:
         raise RegistryError(

@@ -14,6 +14,7 @@ from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
 # staging table must not choose to scan the target instead (docs/architecture.md, Planner).
 _SESSION: Final = {
     "application_name": "cdc",
+    "array_nulls": "on",
     "datestyle": "ISO",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -22,6 +23,7 @@ _SESSION: Final = {
     "idle_session_timeout": "0",
     "intervalstyle": "postgres",
     "jit": "off",
+    "lc_monetary": "C",  # as on the source: money is read as it was printed
     "lock_timeout": "0",
     "statement_timeout": "0",
     # The lock goes with the connection: a host that vanished must not keep it for hours.
@@ -30,6 +32,7 @@ _SESSION: Final = {
     "tcp_keepalives_interval": "5",
     "tcp_user_timeout": "30000",
     "timezone": "UTC",
+    "xmloption": "content",
 }
 _KEEPALIVES: Final = {
     "keepalives_count": 3,

@@ -37,6 +37,7 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartitio
 
 _COLUMNS = """
 select a.attrelid, a.attname, a.atttypid, a.attgenerated <> '' as generated,
+       a.attnotnull as required,
        format_type(a.atttypid, a.atttypmod) as type_sql
 from pg_attribute a
 where a.attrelid = any(%s) and a.attnum > 0 and not a.attisdropped
@@ -64,7 +65,16 @@ join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
 where t.isleaf
 """
 
-# Domains and enums, and arrays of them: all other types of users' own are carried as text.
+# Types that a read database cannot be given: their text names an object that it need not have, or
+# no text is accepted for them at all.
+_NAMES_OR_PRINTED_ONLY: Final = (
+    *("regproc", "regprocedure", "regoper", "regoperator", "regclass", "regcollation", "regtype"),
+    *("regrole", "regnamespace", "regconfig", "regdictionary", "aclitem"),
+    *("pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list"),
+)
+
+# Domains, enums and the row types of tables, and arrays of them: all other types of users' own are
+# carried as text. The server's own are there too: its domains and row types differ by version.
 _TYPES = """
 select t.oid, t.typtype, t.typbasetype, t.typelem,
        format_type(t.typbasetype, t.typtypmod) as base_sql,
@@ -73,7 +83,8 @@ select t.oid, t.typtype, t.typbasetype, t.typelem,
 from pg_type t
 left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
 left join pg_type b on b.oid = e.typbasetype
-where t.oid >= %s and (t.typtype in ('d', 'e') or e.typtype in ('d', 'e'))
+where coalesce(e.typtype, t.typtype) in ('c', 'd', 'e')
+   or coalesce(e.typname, t.typname) = any(%s) and t.typnamespace = 'pg_catalog'::regnamespace
 """
 
 
@@ -85,16 +96,14 @@ class Types:
 
     def decoded_as(self, type_oid: int) -> int:
         """Give the built-in type whose text form a type's values have; text where none is."""
-        if type_oid < FIRST_USER_OID:
-            return type_oid
         row = self._rows.get(type_oid)
-        if row is None or row.typtype == "e":
-            return TEXT
+        if row is None:
+            return type_oid if type_oid < FIRST_USER_OID else TEXT
         if row.typtype == "d":
             return self.decoded_as(row.typbasetype)
         if row.element_typtype == "d":
             return self._array_of_domain(row)
-        return _TEXT_ARRAY
+        return _TEXT_ARRAY if row.element_typtype in {"b", "e"} else TEXT
 
     def _array_of_domain(self, row: Any) -> int:
         base = int(row.element_base)
@@ -102,9 +111,9 @@ class Types:
 
     def stored_as(self, type_oid: int, type_sql: str) -> str:
         """Give the SQL of the type a mirror's column has in a Postgres read database."""
-        if type_oid < FIRST_USER_OID:
-            return type_sql
         row = self._rows.get(type_oid)
+        if row is None and type_oid < FIRST_USER_OID:
+            return type_sql
         if row is not None and row.typtype == "d":
             return self.stored_as(row.typbasetype, row.base_sql)
         return "text[]" if self.decoded_as(type_oid) == _TEXT_ARRAY else "text"
@@ -113,7 +122,7 @@ class Types:
 def read_types(connection: Connection) -> Types:
     """Read the types of users' own; raise a SourceError."""
     with translated(), connection.cursor(row_factory=namedtuple_row) as cursor:
-        return Types(cursor.execute(_TYPES, [FIRST_USER_OID]).fetchall())
+        return Types(cursor.execute(_TYPES, [list(_NAMES_OR_PRINTED_ONLY)]).fetchall())
 
 
 def describe(connection: Connection, wanted: Iterable[TableName]) -> Schema:
@@ -174,6 +183,7 @@ def _columns(cursor: Any, oids: list[int], types: Types) -> dict[int, list[Sourc
                 decoded_as=types.decoded_as(row.atttypid),
                 stored_as=types.stored_as(row.atttypid, row.type_sql),
                 generated=row.generated,
+                required=row.required,
             )
         )
     return columns

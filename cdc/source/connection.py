@@ -24,7 +24,9 @@ _SESSION: Final = {
     "extra_float_digits": "3",
     "idle_session_timeout": "0",
     "intervalstyle": "postgres",
+    "lc_monetary": "C",
     "lock_timeout": "0",
+    "search_path": "pg_catalog",  # names of objects are printed with their schema
     "statement_timeout": "0",
     "timezone": "UTC",
 }

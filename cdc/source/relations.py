@@ -30,7 +30,8 @@ class Relations:
         if table is None:
             return Relation(reported, (), ())
         columns = [self.column(c.name, c.type_oid) for c in table.columns if not c.generated]
-        return Relation(table.name, tuple(columns), table.key)
+        key = () if table.generated_key else table.key  # only insert-only tables are without
+        return Relation(table.name, tuple(columns), key)
 
     def column(self, name: str, type_oid: int) -> Column:
         """Describe a column by name and type."""

@@ -1,6 +1,8 @@
 """The replication slot and its server: what they are, how they come and go."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import psycopg
@@ -16,6 +18,10 @@ select plugin, database, active, active_pid, wal_status,
        restart_lsn - '0/0'::pg_lsn as restart, safe_wal_size
 from pg_replication_slots where slot_name = %s
 """
+
+_PEEK: Final = sql.SQL(
+    "select from pg_logical_slot_peek_changes('cdc_check', null, 1, 'format-version', '2', {})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,22 @@ def try_plugin(replication: Connection, plugin: str, *, milliseconds: int) -> No
             replication.execute(statement.format(sql.Identifier(plugin)))
         except psycopg.errors.LockNotAvailable:
             return
+
+
+def knows_options(replication: Connection, options: Mapping[str, str]) -> bool:
+    """Tell whether the plugin that `try_plugin` has tried knows these options.
+
+    Raise a SourceError.
+    """
+    pairs = sql.SQL(", ").join(map(sql.Literal, chain.from_iterable(options.items())))
+    with translated():
+        try:
+            replication.execute(_PEEK.format(pairs))
+        except psycopg.errors.InvalidParameterValue:
+            return False
+        except psycopg.errors.UndefinedObject:  # no slot: transactions that write were waited for
+            return False
+    return True
 
 
 def drop_slot(connection: Connection, slot: str) -> None:

@@ -43,9 +43,15 @@ class Stream:
         *,
         slot: str,
         options: Mapping[str, str],
+        optional: Mapping[str, str] | None = None,
         insert_only: Iterable[TableName] = (),
     ) -> None:
-        """Take a walsender's connection; `insert_only` tables may have changes left out."""
+        """Take a walsender's connection; `insert_only` tables may have changes left out.
+
+        `optional` are options that the plugin may not know; `options_refused` then tells.
+        """
+        self._optional = optional or {}
+        self.options_refused = False
         self._connection = connection
         self._pgconn = connection.pgconn
         self._slot = slot
@@ -78,8 +84,18 @@ class Stream:
             self._feedback_seconds = self._feedback_interval()
             self._connection.execute(f"select repeat(' ', {_BUFFER_BYTES})")
             self._connection.add_notice_handler(self._noticed)
-            self._connection.execute(self._start_statement(lsn))
+            self._execute_start(lsn)
         self._acknowledged = self._received = self._reported = lsn
+
+    def _execute_start(self, lsn: Lsn) -> None:
+        """Start with the optional options, and where the plugin refuses them without."""
+        try:
+            self._connection.execute(self._start_statement(lsn, self._optional))
+        except psycopg.errors.InvalidParameterValue:
+            if not self._optional:
+                raise
+            self.options_refused = True
+            self._connection.execute(self._start_statement(lsn, {}))
 
     def _feedback_interval(self) -> float:
         query = "select setting::int from pg_settings where name = 'wal_sender_timeout'"
@@ -87,10 +103,10 @@ class Stream:
         timeout = (row[0] if row else 0) / 1000
         return min(timeout / 3 if timeout else _LONGEST_FEEDBACK_SECONDS, _LONGEST_FEEDBACK_SECONDS)
 
-    def _start_statement(self, lsn: Lsn) -> sql.Composed:
+    def _start_statement(self, lsn: Lsn, optional: Mapping[str, str]) -> sql.Composed:
         options = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(name), _quoted(value))
-            for name, value in self._options.items()
+            for name, value in {**self._options, **optional}.items()
         )
         return sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
             sql.Identifier(self._slot), sql.SQL(str(lsn)), options

@@ -17,11 +17,14 @@ from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
 from cdc.rows import Rows
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+from cdc.source.nulls import NUMBERS, Nulls, not_sent
 from cdc.source.relations import Relations
 from cdc.source.wal2json_rows import Described, set_apart
 from cdc.values import BYTEA, UNCHANGED, Text
 
 MESSAGE_PREFIX: Final = "cdc"
+# Known since 2.6: numbers as JSON strings, so that NaN and the infinities are not null.
+AS_STRINGS: Final = {"numeric-data-types-as-string": "1"}
 _FLOATS: Final = (700, 701)
 _ACTION_AT: Final = HEADER_BYTES + len('{"action":"')
 
@@ -89,11 +92,15 @@ class _Texts(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a set of reported columns fills a relation's row; positions None: as it is."""
+    """How a set of reported columns fills a relation's row; positions None: as it is.
+
+    `numbers` are the row's columns in which a null may be no NULL.
+    """
 
     texts: _Texts
     relation: Relation
     positions: tuple[int | None, ...] | None
+    numbers: tuple[int, ...]
 
 
 class _Identity(NamedTuple):
@@ -102,14 +109,19 @@ class _Identity(NamedTuple):
     texts: _Texts
     key: tuple[int, ...]
     whole: tuple[int, ...] | None
+    numbers: tuple[int, ...]
 
 
 class Wal2Json:
-    """Decode wal2json's lines into messages."""
+    """Decode wal2json's lines into messages.
+
+    `nulls` is asked about nulls in number columns; without, they are NULL.
+    """
 
     def __init__(
         self,
         relations: Relations,
+        nulls: Nulls | None = None,
         *,
         bulk: Container[TableName] = (),
         current: Mapping[TableName, Relation] | None = None,
@@ -119,6 +131,7 @@ class Wal2Json:
         `current` are relations as the stream has last described them, by reported name.
         """
         self._relations = relations
+        self._nulls = nulls
         self._bulk = bulk
         self._current: dict[TableName, Relation] = dict(current or {})
         self._layouts: dict[tuple[str, str, bool], list[_Layout]] = {}
@@ -146,10 +159,11 @@ class Wal2Json:
         relation = self._relation(reported)
         if relation.name not in self._bulk:
             return None
-        return Described(relation, self._relations.generated(reported))
+        doubtful = self._nulls is not None and self._nulls.doubts(relation.name)
+        return Described(relation, self._relations.generated(reported), doubtful)
 
     def snapshot(self) -> "Wal2Json":
-        """Give another decoder that has decoded the same."""
+        """Give another decoder that has decoded the same; this one looks at nulls."""
         return Wal2Json(self._relations, bulk=self._bulk, current=self._current)
 
     def decode(self, payload: Payload) -> Sequence[Message]:
@@ -179,13 +193,18 @@ class Wal2Json:
         return () if message is None else (message,)
 
     def _inserted(self, line: _Line, payload: Payload) -> Message:
-        relation, values = self._row(line, payload, inserted=True)
-        return Inserted(relation, values)
+        layout, values = self._row(line, payload, inserted=True)
+        if layout.numbers and self._nulls is not None:
+            _look_at(self._nulls, layout, values, xid=line.xid)
+        return Inserted(layout.relation, values)
 
     def _updated(self, line: _Line, payload: Payload) -> Message:
-        relation, values = self._row(line, payload)
-        key, old = self._old(relation, line, payload)
-        return updated(relation, values, old_key=key, old_values=old)
+        layout, values = self._row(line, payload)
+        key, old = self._old(layout.relation, line, payload)
+        change = updated(layout.relation, values, old_key=key, old_values=old)
+        if layout.numbers and self._nulls is not None:
+            _look_at(self._nulls, layout, change.values, xid=line.xid)
+        return change
 
     def _deleted(self, line: _Line, payload: Payload) -> Message:
         relation = self._relation(TableName(line.schema, line.table))
@@ -216,7 +235,7 @@ class Wal2Json:
 
     def _row(
         self, line: _Line, payload: Payload, *, inserted: bool = False
-    ) -> tuple[Relation, tuple[Text, ...]]:
+    ) -> tuple[_Layout, tuple[Text, ...]]:
         columns = line.columns
         names, type_oids = [c.name for c in columns], [c.typeoid for c in columns]
         for layout in self._layouts.get((line.schema, line.table, inserted), ()):
@@ -226,8 +245,8 @@ class Wal2Json:
             layout = self._lay_out(line, _Texts.of(names, type_oids), inserted=inserted)
         values = _values(columns, layout.texts, payload, part="columns")
         if layout.positions is None:
-            return layout.relation, tuple(values)
-        return layout.relation, tuple(
+            return layout, tuple(values)
+        return layout, tuple(
             [UNCHANGED if position is None else values[position] for position in layout.positions]
         )
 
@@ -252,7 +271,8 @@ class Wal2Json:
             self._current[reported] = known
         positions = tuple(kept.get((c.name, c.type_oid)) for c in known.columns)
         exact = positions == tuple(range(len(columns)))
-        layout = _Layout(texts, known, None if exact else positions)
+        numbers = tuple(p for p, c in enumerate(known.columns) if c.type_oid in NUMBERS)
+        layout = _Layout(texts, known, None if exact else positions, numbers)
         self._layouts.setdefault((*reported, inserted), []).append(layout)
         return layout
 
@@ -284,9 +304,23 @@ class Wal2Json:
             self._identities[line.schema, line.table] = identity
         values = _values(columns, identity.texts, payload, part="identity")
         key = tuple([values[position] for position in identity.key])
+        if None in key:  # a key column is NOT NULL
+            raise not_sent(relation.name, relation.key[key.index(None)], ())
+        if self._nulls is not None:
+            names = [identity.texts.names[p] for p in identity.numbers if values[p] is None]
+            if names:
+                self._nulls.look_at_old(relation, names, key)
         if identity.whole is None:
             return key, None
         return key, tuple([values[position] for position in identity.whole])
+
+
+def _look_at(nulls: Nulls, layout: _Layout, values: tuple[Text, ...], *, xid: int | None) -> None:
+    """Have nulls in number columns looked at."""
+    relation = layout.relation
+    names = [relation.names[p] for p in layout.numbers if values[p] is None]
+    if names:
+        nulls.look_at(relation, names, relation.key_of(values), xid=xid or 0)
 
 
 def _identify(relation: Relation, texts: _Texts) -> _Identity:
@@ -300,7 +334,8 @@ def _identify(relation: Relation, texts: _Texts) -> _Identity:
         )
     key = tuple(at[name] for name in relation.key)
     whole = len(relation.columns) > len(relation.key) and all(n in at for n in relation.names)
-    return _Identity(texts, key, tuple(at[n] for n in relation.names) if whole else None)
+    numbers = tuple(p for p, oid in enumerate(texts.type_oids) if oid in NUMBERS)
+    return _Identity(texts, key, tuple(at[n] for n in relation.names) if whole else None, numbers)
 
 
 def _extended(known: Relation, described: list[Column]) -> list[Column]:

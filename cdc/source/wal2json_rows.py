@@ -20,6 +20,7 @@ from cdc.names import TableName
 from cdc.rows import Rows
 from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+from cdc.source.nulls import NUMBERS
 from cdc.values import BYTEA
 
 _ACTION: Final = b'{"action":"'
@@ -43,10 +44,14 @@ _FITS[[_NULL, _TRUE], 4] = _FITS[_FALSE, 5] = True
 
 
 class Described(NamedTuple):
-    """A reported table's relation, and which of its columns are generated: those are left out."""
+    """A reported table's relation, and which of its columns are generated: those are left out.
+
+    Where it is `doubtful`, a null in a number column may be none, and is looked at one by one.
+    """
 
     relation: Relation
     generated: frozenset[str]
+    doubtful: bool
 
 
 Describe = Callable[[TableName], Described | None]
@@ -109,7 +114,7 @@ class _Template:
         """Tell whether the rows have just the relation's columns, in order."""
         if self.described is None:
             return False
-        relation, generated = self.described
+        relation, generated, _ = self.described
         columns = [c for c in self.line.columns if c.name not in generated]
         is_whole = [(c.name, c.typeoid) for c in columns] == [
             (c.name, c.type_oid) for c in relation.columns
@@ -238,7 +243,7 @@ def _rows(places: Places, templates: Sequence[_Template]) -> CutRows | None:
             _column(own, template, number, moved=moved[at], frame_ends=own.ends[at])
             for number in range(len(template.before))
         ]
-        if not _keys_are_usual(own, template, columns):
+        if not _keys_are_usual(own, template, columns) or _has_doubtful_null(template, columns):
             return None
         for name, column in template.sources(columns).items():
             filled[name].fill(at, column)
@@ -258,6 +263,16 @@ def _keys_are_usual(places: Places, template: _Template, columns: Sequence[Colum
         if name in old and cut_texts(places, key) != cut_texts(places, old[name]):
             return False
     return True
+
+
+def _has_doubtful_null(template: _Template, columns: Sequence[Column]) -> bool:
+    is_doubtful = template.described is not None and template.described.doubtful
+    numbers = [
+        at
+        for column, at in zip(template.columns, columns, strict=True)
+        if column.typeoid in NUMBERS
+    ]
+    return is_doubtful and any(at.is_null is not None for at in numbers)
 
 
 def _column(

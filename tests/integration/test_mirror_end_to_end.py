@@ -292,6 +292,50 @@ def test_a_table_with_generated_columns_has_no_column_that_is_null_for_ever(
     assert {"id", "v"} <= mirrored[0].keys()
 
 
+@pytest.mark.parametrize("by", ["mirror", "projector"])
+def test_a_key_with_a_generated_column_is_refused(
+    databases: Pair, configuration: Configure, cdc_run: Run, plugin: str, by: str
+) -> None:
+    """No plugin tells its rows apart: pgoutput leaves the column out."""
+    write, _ = databases
+    write.run("create table t (v int, g int generated always as (v * 2) stored primary key)")
+    mirrors = [{"source": "public.t"}] if by == "mirror" else []
+    modules = ["looking"] if by == "projector" else []
+    wanted = configuration(plugin, mirrors=mirrors, modules=modules)
+    (wanted.folder / "looking.py").write_text(LOOKING)
+    ran = cdc_run(wanted, succeeds=False)
+    assert ran.returncode == 2
+    assert "public.t" in ran.stderr
+    assert '"g"' in ran.stderr
+    write.run("alter table t add column id int generated always as identity")
+    write.run(
+        "create unique index by_id on t (id)", "alter table t replica identity using index by_id"
+    )
+    cdc_run(wanted)
+
+
+def test_inserts_alone_need_no_key_that_is_sent(
+    databases: Pair, configuration: Configure, cdc_run: Run, plugin: str
+) -> None:
+    write, read = databases
+    write.run("create table t (v int, g int generated always as (v * 2) stored primary key)")
+    wanted = configuration(plugin, mirrors=[{"source": "public.t", "insert_only": True}])
+    cdc_run(wanted)
+    write.run("insert into t values (1), (2)", "update t set v = 3 where v = 2", "delete from t")
+    cdc_run(wanted)
+    assert read.rows("select v from t order by v") == [(1,), (2,)]
+
+
+LOOKING = """
+import sqlalchemy as sa
+from cdc import projector
+
+@projector("public.t", into=sa.Table("r", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True)))
+def look(change):
+    return None
+"""
+
+
 def test_a_transaction_larger_than_memory_allows_appears_at_once(
     write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
 ) -> None:
