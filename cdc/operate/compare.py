@@ -47,8 +47,9 @@ Key = tuple[str | None, ...]
 _VERDICTS: Final[tuple[Verdict, ...]] = ("missing", "extra", "different")
 _CHUNK: Final = 5_000
 _SNAPSHOT: Final = "repeatable read"
-# The stream knows no row-level security: a comparison that obeyed it would call rows extra.
-_ALL_ROWS: Final = "set local row_security = off"
+# The stream knows no row-level security: a comparison that obeyed it would call rows extra. It
+# prints names of objects with their schema.
+_AS_STREAMED: Final = "set local row_security = off; set local search_path = pg_catalog"
 # The sink's session steers away from reading whole tables, which is all that is done here.
 _WHOLE_TABLES: Final = """
 select set_config(name, 'on', true)
@@ -112,7 +113,7 @@ def _rolled_back(read: sa.Connection) -> Iterator[None]:
 def _snapshot(source: Connection) -> Iterator[None]:
     with translated():
         source.execute(f"begin isolation level {_SNAPSHOT}, read only")
-        source.execute(_ALL_ROWS)
+        source.execute(_AS_STREAMED)
     try:
         yield
     finally:

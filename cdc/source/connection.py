@@ -1,6 +1,6 @@
 """Connections to the write database, and what its errors mean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,10 +26,11 @@ _SESSION: Final = {
     "intervalstyle": "postgres",
     "lc_monetary": "C",
     "lock_timeout": "0",
-    "search_path": "pg_catalog",  # names of objects are printed with their schema
     "statement_timeout": "0",
     "timezone": "UTC",
 }
+# What is printed names objects (regclass, ...) with their schema.
+_PRINTING: Final = {**_SESSION, "search_path": "pg_catalog"}
 _CONNECT_SECONDS: Final = 10
 # A dead peer is noticed within half a minute.
 _KEEPALIVES: Final = {
@@ -44,18 +45,22 @@ Connection = psycopg.Connection[Any]
 
 def connect(dsn: str, **parameters: str) -> Connection:
     """Open an ordinary connection in autocommit mode; raise a SourceError."""
-    with translated():
-        return psycopg.connect(_conninfo(dsn, **parameters), autocommit=True)
+    return _connected(_conninfo(dsn, _SESSION, **parameters))
 
 
 def connect_replication(dsn: str) -> Connection:
     """Open a connection to a walsender of the DSN's database; raise a SourceError."""
-    return connect(dsn, replication="database")
+    return _connected(_conninfo(dsn, _PRINTING, replication="database"))
 
 
-def _conninfo(dsn: str, **parameters: str) -> str:
+def _connected(conninfo: str) -> Connection:
+    with translated():
+        return psycopg.connect(conninfo, autocommit=True)
+
+
+def _conninfo(dsn: str, session: Mapping[str, str], **parameters: str) -> str:
     given = conninfo_to_dict(dsn)
-    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
     defaults: dict[str, Any] = {
         "connect_timeout": _CONNECT_SECONDS,
         "application_name": "cdc",
