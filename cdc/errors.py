@@ -21,6 +21,7 @@ CdcError
 ├── ProjectionError               5   a projector raised, or returned what it must not
 │   ├── UnknownColumn                 it asked a row for a column it has not
 │   └── ValueUnreadable               it asked for a value that Python's type cannot hold
+├── SchemaChanged                 8   a source table is no longer what its read tables were made for
 ├── ServerFailed                  7   a throwaway server of `cdc demo` did not start (cdc.servers)
 ├── ProtocolError                 6   what the plugin sent cannot be read, or it left rows out
 ├── StartRefused                      the start-up table of docs/architecture.md
@@ -152,6 +153,12 @@ class ProtocolError(CdcError):
     """The replication stream cannot be read."""
 
     exit_code = 6
+
+
+class SchemaChanged(CdcError):
+    """A source table has changed: its read tables no longer fit."""
+
+    exit_code = 8
 
 
 class StartRefused(CdcError):

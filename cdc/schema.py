@@ -10,7 +10,11 @@ Identity = Literal["default", "full", "index", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column: its type, and the built-in types its values are stored and decoded as."""
+    """A column: its type, and the built-in types its values are stored and decoded as.
+
+    `missing` is the text that rows from before the column was added have in it. `past_unknown`
+    tells that those rows have something that the catalog does not tell.
+    """
 
     name: str
     type_oid: int
@@ -18,6 +22,10 @@ class SourceColumn:
     decoded_as: int
     stored_as: str
     generated: bool
+    attnum: int = 0
+    typmod: int = -1
+    missing: str | None = None
+    past_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

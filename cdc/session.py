@@ -7,13 +7,14 @@ from functools import partial
 from typing import Final
 
 from cdc.assemble import Assembler
-from cdc.errors import CdcError
+from cdc.errors import CdcError, SchemaChanged
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 from cdc.operate import setup
+from cdc.operate.schema_change import AT_START, Former
 from cdc.pipeline import Decoder, Pipeline
 from cdc.retry import Retry
 from cdc.settings import Settings
@@ -52,6 +53,7 @@ class Session:
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
         self.source_stopping = threading.Event()
+        self._changed = AT_START
         self.target: Lsn | None = None
         self.tables: dict[TableName, int] = {}
         self.stream: Stream | None = None
@@ -68,6 +70,10 @@ class Session:
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))
         try:
             pipeline.run()
+        except SchemaChanged as error:  # the next one reads the catalog again, and knows more
+            self._changed = str(error)
+            retry.note(error)
+            raise Interrupted from None
         except CdcError as error:
             if not error.transient:
                 raise
@@ -93,7 +99,8 @@ class Session:
             self._connection(connect_replication) as replication,
         ):
             plan = setup.plan(self._settings, source)
-            setup.prepare_read_side(read, plan.registry)
+            former = setup.prepare(read, plan, self._settings, where=self._changed)
+            self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
             identity, lsn = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
@@ -101,7 +108,7 @@ class Session:
             self._writer.resume(identity, lsn)
             self.tables = {table.name: table.oid for table in plan.schema.values()}
             self._find_target(source)
-            return self._pipeline(plan, replication, lsn, retry=retry), lsn
+            return self._pipeline(plan, former, replication, lsn=lsn, retry=retry), lsn
 
     @contextmanager
     def _connection(self, open_: Callable[[str], Connection]) -> Iterator[Connection]:
@@ -131,19 +138,26 @@ class Session:
             self._interrupts.remove(cancel)
 
     def _pipeline(
-        self, plan: setup.Plan, replication: Connection, lsn: Lsn, *, retry: Retry
+        self,
+        plan: setup.Plan,
+        former: Former,
+        replication: Connection,
+        *,
+        lsn: Lsn,
+        retry: Retry,
     ) -> Pipeline:
         settings = self._settings
         self.stream = Stream(
             replication,
             slot=settings.source.slot,
-            options=plan.plugin_options(settings),
+            options=plan.plugin_options(settings, former.tables),
             insert_only=plan.insert_only,
         )
         self.stream.start(lsn)
         self.source_stopping.clear()
         self.exchange = Exchange(settings.source.queue_bytes)
-        decoder: Decoder = _DECODERS[settings.source.plugin](Relations(plan.schema))
+        relations = Relations(plan.schema, plan.seen, former.columns, former.tables)
+        decoder: Decoder = _DECODERS[settings.source.plugin](relations)
         return Pipeline(
             start=lsn,
             stream=self.stream,

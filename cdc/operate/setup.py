@@ -10,28 +10,41 @@ import sqlalchemy as sa
 from cdc.errors import CdcError, RegistryError
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.operate import schema_change
+from cdc.operate.schema_change import AT_START, Former
 from cdc.operate.startup import Start, decide
 from cdc.projection.mirror import Mirror, mirrors
 from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
-from cdc.schema import Schema
+from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, tables
+from cdc.sink import checkpoint, source_columns, tables
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
-from cdc.source import pgoutput, publication, slot, wal2json
+from cdc.source import pgoutput, publication, slot, snapshot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be streamed where: the projectors, and the source tables they want."""
+    """What is to be streamed where: the projectors, and the source tables they want.
+
+    `seen` are the transactions that had committed when the source's catalog was read.
+    """
 
     registry: Registry
     schema: Schema
+    seen: Snapshot
+
+    @property
+    def mirrored(self) -> list[tuple[Mirror, SourceTable]]:
+        """The mirrors, each with its source."""
+        projectors = self.registry.projectors
+        return [(p, self.schema[p.source]) for p in projectors if isinstance(p, Mirror)]
 
     @property
     def insert_only(self) -> set[TableName]:
@@ -48,12 +61,12 @@ class Plan:
         keyed = set(self.registry.sources) - self.insert_only
         return publication.wanted(name, keyed=keyed, insert_only=self.insert_only)
 
-    def plugin_options(self, settings: Settings) -> dict[str, str]:
-        """Give the options START_REPLICATION is sent."""
+    def plugin_options(self, settings: Settings, former: Iterable[TableName]) -> dict[str, str]:
+        """Give the options START_REPLICATION is sent; `former` are names that tables had before."""
         if settings.source.plugin == "pgoutput":
             return pgoutput.options(self.publications(settings.source.publication))
         reported = [name for table in self.schema.values() for name in (table.name, *table.leaves)]
-        return wal2json.options(reported)
+        return wal2json.options([*reported, *former])
 
 
 def plan(settings: Settings, source: Connection) -> Plan:
@@ -64,6 +77,7 @@ def plan(settings: Settings, source: Connection) -> Plan:
     functions = load(settings.projection.modules)
     wanted = [TableName.parse(mirror.source) for mirror in settings.projection.mirrors]
     wanted += [name for function in functions for name in function.sources]
+    seen = snapshot.take(source)
     schema = describe(source, wanted)
     _require_sources(functions, schema)
     _require_told_apart(settings, schema)
@@ -75,7 +89,7 @@ def plan(settings: Settings, source: Connection) -> Plan:
             "there is nothing to do: no projector and no mirror",
             hint="name modules in [projection] modules, or add a [[projection.mirrors]]",
         )
-    return Plan(registry, {name: schema[name] for name in registry.sources})
+    return Plan(registry, {name: schema[name] for name in registry.sources}, seen)
 
 
 def _require_told_apart(settings: Settings, schema: Schema) -> None:
@@ -109,9 +123,27 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
                 )
 
 
+def prepare(
+    connection: sa.Connection, plan: Plan, settings: Settings, *, where: str = AT_START
+) -> Former:
+    """Make the read tables, or fit them to their sources; give the sources' former names.
+
+    `where` says since when a source is known to have changed. Raise SchemaChanged for a mirror's
+    source that changed, ReadTableMismatch for another read table that does not fit.
+    """
+    slot_name = settings.source.slot
+    with translated(), connection.begin():
+        known = source_columns.load(connection, slot_name)
+        follow = settings.projection.follow_schema
+        schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
+    prepare_read_side(connection, plan.registry)
+    with translated(), connection.begin():
+        return schema_change.remember(connection, slot_name, plan.schema, known)
+
+
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    wanted = [checkpoint.TABLE, *registry.read_tables]
+    wanted = [checkpoint.TABLE, source_columns.TABLE, *registry.read_tables]
     with translated(), connection.begin():
         absent = tables.missing(connection, wanted)
         tables.create(connection, absent)
@@ -185,7 +217,7 @@ def set_up(settings: Settings) -> Lsn:
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
-            prepare_read_side(read, wanted.registry)
+            prepare(read, wanted, settings)
             _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()

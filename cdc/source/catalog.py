@@ -37,7 +37,9 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartitio
 
 _COLUMNS = """
 select a.attrelid, a.attname, a.atttypid, a.attgenerated <> '' as generated,
-       format_type(a.atttypid, a.atttypmod) as type_sql
+       format_type(a.atttypid, a.atttypmod) as type_sql, a.attnum, a.atttypmod,
+       case when a.atthasmissing then (a.attmissingval::text::text[])[1] end as missing,
+       (a.atthasdef or a.attidentity <> '') and not a.atthasmissing as past_unknown
 from pg_attribute a
 where a.attrelid = any(%s) and a.attnum > 0 and not a.attisdropped
 order by a.attrelid, a.attnum
@@ -174,6 +176,10 @@ def _columns(cursor: Any, oids: list[int], types: Types) -> dict[int, list[Sourc
                 decoded_as=types.decoded_as(row.atttypid),
                 stored_as=types.stored_as(row.atttypid, row.type_sql),
                 generated=row.generated,
+                attnum=row.attnum,
+                typmod=row.atttypmod,
+                missing=row.missing,
+                past_unknown=row.past_unknown,
             )
         )
     return columns

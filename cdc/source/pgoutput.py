@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -33,14 +34,15 @@ class PgOutput:
 
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
-        self._by_oid: dict[int, _Described] = {}
+        self._told: dict[int, _Told] = {}
+        self._by_oid = _ByOid(lambda oid: self._described(self._told[oid]))
         self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
             b"I": self._inserted,
             b"U": self._updated,
             b"D": self._deleted,
             b"T": self._truncated,
             b"R": self._relation,
-            b"B": _begin,
+            b"B": self._begin,
             b"C": _commit,
             b"M": _emitted,
             b"O": _nothing,  # origin
@@ -59,6 +61,12 @@ class PgOutput:
                 f"pgoutput sent a message of another form: {type(error).__name__}"
             ) from None
 
+    def _begin(self, data: bytes) -> Sequence[Message]:
+        begin = _begin(data)
+        if self._relations.begin(begin.xid):
+            self._by_oid.clear()
+        return (begin,)
+
     def _relation(self, data: bytes) -> Sequence[Message]:
         (oid,) = _OID.unpack_from(data, 1)
         schema, position = _string(data, 5)
@@ -71,16 +79,20 @@ class PgOutput:
         for _ in range(count):
             flags = data[position]
             name, position = _string(data, position + 1)
-            type_oid, _typmod = _TYPE.unpack_from(data, position)
+            type_oid, typmod = _TYPE.unpack_from(data, position)
             position += _TYPE.size
-            columns.append(self._relations.column(name, type_oid))
+            columns.append(self._relations.column(name, type_oid, typmod))
             flagged += [name] if flags & _IS_KEY else []
-        self._by_oid[oid] = self._described(reported, columns, () if full else tuple(flagged))
+        self._told[oid] = _Told(reported, columns, [] if full else flagged)
+        self._by_oid[oid] = self._described(self._told[oid])
         return ()
 
-    def _described(
-        self, reported: TableName, columns: list[Column], flagged: tuple[str, ...]
-    ) -> "_Described":
+    def _described(self, told: "_Told") -> "_Described":
+        reported, told_columns, told_key = told
+        names = self._relations.named(reported, [column.name for column in told_columns])
+        now = dict(zip((column.name for column in told_columns), names, strict=True))
+        columns = [replace(column, name=now[column.name]) for column in told_columns]
+        flagged = tuple(now[name] for name in told_key)
         known = self._relations.known(reported)
         generated = self._relations.generated(reported)
         kept = [i for i, column in enumerate(columns) if column.name not in generated]
@@ -92,10 +104,9 @@ class PgOutput:
                 hint="its replica identity or key was changed: start the daemon again to read the "
                 "catalog; a read table must have the same key",
             )
-        names = {column.name for column in columns}
-        if not set(key) <= names:
+        if not set(key) <= set(names):
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
-        relation = Relation(known.name, tuple(columns[i] for i in kept), key)
+        relation = self._relations.described(reported, [columns[i] for i in kept], key)
         return _Described(
             relation, len(columns), None if len(kept) == len(columns) else tuple(kept)
         )
@@ -127,6 +138,26 @@ class PgOutput:
         (count,) = _INT32.unpack_from(data, 1)
         oids = struct.unpack_from(f">{count}I", data, 6)
         return [Truncated(self._by_oid[oid].relation) for oid in oids]
+
+
+class _Told(NamedTuple):
+    """A relation as it was sent, and the columns flagged as its key."""
+
+    reported: TableName
+    columns: list[Column]
+    key: list[str]
+
+
+class _ByOid(dict[int, "_Described"]):
+    """Relations by oid, each described when it is asked for."""
+
+    def __init__(self, describe: "Callable[[int], _Described]") -> None:
+        super().__init__()
+        self._describe = describe
+
+    def __missing__(self, oid: int) -> "_Described":
+        described = self[oid] = self._describe(oid)
+        return described
 
 
 class _Described(NamedTuple):
@@ -204,11 +235,10 @@ def _string(data: bytes, position: int) -> tuple[str, int]:
     return data[position:end].decode(), end + 1
 
 
-def _begin(data: bytes) -> Sequence[Message]:
+def _begin(data: bytes) -> Begin:
     commit_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
-    return (
-        Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), _EPOCH + timedelta(microseconds=microseconds)),
-    )
+    commit_time = _EPOCH + timedelta(microseconds=microseconds)
+    return Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), commit_time)
 
 
 def _commit(data: bytes) -> Sequence[Message]:

@@ -1,8 +1,13 @@
 """What is known of the source tables while their changes are decoded."""
 
+from collections.abc import Iterable, Mapping
+
 from cdc.change import Column, Relation
 from cdc.names import TableName
-from cdc.schema import Schema, SourceTable
+from cdc.schema import Schema, SourceColumn, SourceTable
+from cdc.source.snapshot import Snapshot
+
+Names = Mapping[str, str]
 
 
 class Relations:
@@ -11,10 +16,23 @@ class Relations:
     The stream itself says which columns a row has; the catalog adds what it does not say: the key
     columns, which types decode as which, which columns are generated, and whose partition a table
     is.
+
+    A row is as its table was when the row was written, which may be before or after the catalog
+    was read. `seen` tells which: what the catalog lacks of a transaction that it saw is gone by
+    now, and of any other it is news. `former` gives columns' names of before they were renamed,
+    by the tables' names; `former_tables` the tables' own.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        self._tables: dict[TableName, SourceTable] = {}
+    def __init__(
+        self,
+        schema: Schema,
+        seen: Snapshot | None = None,
+        former: Mapping[TableName, Names] | None = None,
+        former_tables: Mapping[TableName, TableName] | None = None,
+    ) -> None:
+        self._tables: dict[TableName, SourceTable] = {
+            old: schema[new] for old, new in (former_tables or {}).items()
+        }
         for table in schema.values():
             for name in (table.name, *table.leaves):
                 self._tables[name] = table
@@ -23,6 +41,16 @@ class Relations:
             for table in schema.values()
             for column in table.columns
         }
+        self._seen = seen
+        self._former = former or {}
+        self._covered: bool | None = None
+
+    def begin(self, xid: int) -> bool:
+        """Note whose rows follow; tell whether relations must be described anew for them."""
+        if self._seen is None:
+            return False
+        before, self._covered = self._covered, self._seen.sees(xid)
+        return before is not None and before is not self._covered
 
     def known(self, reported: TableName) -> Relation:
         """Give the table as the catalog knows it; without columns where it does not."""
@@ -32,9 +60,34 @@ class Relations:
         columns = [self.column(c.name, c.type_oid) for c in table.columns if not c.generated]
         return Relation(table.name, tuple(columns), table.key)
 
-    def column(self, name: str, type_oid: int) -> Column:
+    def described(
+        self, reported: TableName, columns: Iterable[Column], key: tuple[str, ...]
+    ) -> Relation:
+        """Give the table as the stream describes it, compared with the catalog."""
+        table = self._tables.get(reported)
+        if table is None:
+            return Relation(reported, tuple(columns), key)
+        listed = tuple(columns)
+        catalog = {column.name: column for column in table.columns}
+        news: frozenset[str] = frozenset()
+        gone: frozenset[str] = frozenset()
+        if self._covered:
+            gone = frozenset(c.name for c in listed if c.name not in catalog)
+        elif self._covered is not None:
+            news = frozenset(c.name for c in listed if not _same(c, catalog.get(c.name)))
+        return Relation(table.name, listed, key, news, gone)
+
+    def column(self, name: str, type_oid: int, typmod: int | None = None) -> Column:
         """Describe a column by name and type."""
-        return Column(name, type_oid, self._decoded_as.get(type_oid, type_oid))
+        return Column(name, type_oid, self._decoded_as.get(type_oid, type_oid), typmod)
+
+    def named(self, reported: TableName, names: list[str]) -> list[str]:
+        """Give a row's column names as they are now: some were renamed since it was written."""
+        table = self._tables.get(reported)
+        former = self._former.get(table.name) if table is not None and self._covered else None
+        if not former or former.keys().isdisjoint(names):
+            return names
+        return [n if former.get(n, n) in names else former.get(n, n) for n in names]
 
     def generated(self, reported: TableName) -> frozenset[str]:
         """Name the generated columns, which pgoutput does not send: dropped everywhere."""
@@ -42,3 +95,11 @@ class Relations:
         if table is None:
             return frozenset()
         return frozenset(column.name for column in table.columns if column.generated)
+
+
+def _same(column: Column, known: SourceColumn | None) -> bool:
+    return (
+        known is not None
+        and column.type_oid == known.type_oid
+        and column.typmod in {None, known.typmod}
+    )

@@ -114,7 +114,7 @@ class Wal2Json:
             "U": self._updated,
             "D": self._deleted,
             "T": self._truncated,
-            "B": _begin,
+            "B": self._begin,
             "C": _commit,
             "M": _emitted,
         }
@@ -144,6 +144,13 @@ class Wal2Json:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
         message = decode(line, payload)
         return () if message is None else (message,)
+
+    def _begin(self, line: _Line, payload: Payload) -> Message:
+        begin = _begin(line, payload)
+        if self._relations.begin(begin.xid):
+            for known in (self._current, self._layouts, self._identities):
+                known.clear()
+        return begin
 
     def _inserted(self, line: _Line, payload: Payload) -> Message:
         relation, values = self._row(line, payload, inserted=True)
@@ -206,7 +213,8 @@ class Wal2Json:
         """
         reported = TableName(line.schema, line.table)
         dropped = self._relations.generated(reported)
-        columns = list(zip(texts.names, texts.type_oids, strict=True))
+        names = self._relations.named(reported, texts.names)
+        columns = list(zip(names, texts.type_oids, strict=True))
         kept = {c: i for i, c in enumerate(columns) if c[0] not in dropped}
         known = self._relation(reported)
         described = [self._relations.column(*column) for column in kept]
@@ -214,7 +222,7 @@ class Wal2Json:
         if inserted and set(full) != set(described):
             full = described
         if tuple(full) != known.columns:
-            known = Relation(known.name, tuple(full), self._key(known, full))
+            known = self._relations.described(reported, full, self._key(known, full))
             self._forget(reported)
             self._current[reported] = known
         positions = tuple(kept.get((c.name, c.type_oid)) for c in known.columns)
@@ -247,8 +255,10 @@ class Wal2Json:
         names, type_oids = [c.name for c in columns], [c.typeoid for c in columns]
         identity = self._identities.get((line.schema, line.table))
         if identity is None or identity.texts[:2] != (names, type_oids):
-            identity = _identify(relation, _Texts.of(names, type_oids))
-            self._identities[line.schema, line.table] = identity
+            reported = TableName(line.schema, line.table)
+            named = self._relations.named(reported, names)
+            identity = _identify(relation, _Texts.of(names, type_oids), named)
+            self._identities[reported] = identity
         values = _values(columns, identity.texts, payload, part="identity")
         key = tuple([values[position] for position in identity.key])
         if identity.whole is None:
@@ -256,9 +266,9 @@ class Wal2Json:
         return key, tuple([values[position] for position in identity.whole])
 
 
-def _identify(relation: Relation, texts: _Texts) -> _Identity:
+def _identify(relation: Relation, texts: _Texts, names: list[str]) -> _Identity:
     """Find key and row in a reported identity; raise ProtocolError where the key is not in it."""
-    at = {name: position for position, name in enumerate(texts.names)}
+    at = {name: position for position, name in enumerate(names)}
     missing = [name for name in relation.key if name not in at]
     if missing:
         raise ProtocolError(
@@ -329,7 +339,7 @@ def _from_raw(columns: list[_RawColumn]) -> list[_Column]:
     ]
 
 
-def _begin(line: _Line, _payload: Payload) -> Message:
+def _begin(line: _Line, _payload: Payload) -> Begin:
     if line.xid is None or line.timestamp is None:
         raise ProtocolError("wal2json sent a transaction without xid or timestamp")
     return Begin(line.xid, _lsn(line.lsn), datetime.fromisoformat(line.timestamp))
