@@ -10,7 +10,6 @@ from cdc.assemble import Assembler
 from cdc.errors import CdcError, SchemaChanged
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
-from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 from cdc.operate import setup
@@ -55,7 +54,7 @@ class Session:
         self.source_stopping = threading.Event()
         self._changed = AT_START
         self.target: Lsn | None = None
-        self.tables: dict[TableName, int] = {}
+        self.plan: setup.Plan | None = None
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
 
@@ -106,7 +105,7 @@ class Session:
                 self._settings, plan, source=source, replication=replication, read=read
             )
             self._writer.resume(identity, lsn)
-            self.tables = {table.name: table.oid for table in plan.schema.values()}
+            self.plan = plan
             self._find_target(source)
             return self._pipeline(plan, former, replication, lsn=lsn, retry=retry), lsn
 

@@ -15,6 +15,8 @@ from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.sink import source_columns, tables
 from cdc.sink.postgres import quoted
 from cdc.sink.source_columns import KnownColumn
+from cdc.source.catalog import FoundTable, find_oids, find_tables
+from cdc.source.connection import Connection
 
 AT_START: Final = "found at start"
 
@@ -66,12 +68,13 @@ def fit(
     *,
     follow: bool,
     where: str = AT_START,
-) -> None:
-    """Bring the read tables that exist to what their sources are now.
+) -> list[tuple[sa.Table, str]]:
+    """Give the DDL that brings the read tables that exist to what their sources are now.
 
-    Added columns are added where that is to be followed. Raise SchemaChanged, with the DDL that
-    mends it, for anything else; `where` says since when. Works inside its caller's transaction.
+    It adds columns, where that is to be followed. Raise SchemaChanged, with the DDL that mends it,
+    for anything else; `where` says since when.
     """
+    statements: list[tuple[sa.Table, str]] = []
     for mirror, source in mirrored:
         before = {column.attnum: column for column in known if column.table_oid == source.oid}
         has = tables.column_names(connection, mirror.table)
@@ -79,7 +82,15 @@ def fit(
             fitting = Fitting(mirror, source, before, has, where)
             _refuse_replaced(fitting, known)
             _refuse_renamed(fitting)
-            _add(connection, fitting, follow=follow)
+            statements += [(mirror.table, add) for add in _additions(fitting, follow=follow)]
+    return statements
+
+
+def execute(connection: sa.Connection, statements: Iterable[tuple[sa.Table, str]]) -> None:
+    """Change the read tables; say so."""
+    for table, statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+        log.warning("changed a read table", extra={"table": table.name, "sql": statement})
 
 
 def _refuse_replaced(fitting: Fitting, known: list[KnownColumn]) -> None:
@@ -119,7 +130,7 @@ def _refuse_renamed(fitting: Fitting) -> None:
             )
 
 
-def _add(connection: sa.Connection, fitting: Fitting, *, follow: bool) -> None:
+def _additions(fitting: Fitting, *, follow: bool) -> list[str]:
     added = [
         column
         for column in fitting.wanted
@@ -138,9 +149,7 @@ def _add(connection: sa.Connection, fitting: Fitting, *, follow: bool) -> None:
             f"on the read database: {' '.join(statements)} Or list them in the mirror's `exclude`, "
             "or set projection.follow_schema = true; then start again",
         )
-    for statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
-        log.warning("added a column to a read table", extra={"table": fitting.mirror.table.name})
+    return statements
 
 
 def _refuse_unknown_past(fitting: Fitting, column: SourceColumn) -> NoReturn:
@@ -171,6 +180,66 @@ def _literal(text: str) -> str:
     """Quote a string, whatever standard_conforming_strings is."""
     doubled = text.replace("'", "''").replace("\\", "\\\\")
     return f" E'{doubled}'" if "\\" in text else f"'{doubled}'"
+
+
+def watch(
+    source: Connection, schema: Schema, mirrored: frozenset[TableName]
+) -> SchemaChanged | None:
+    """Look for what the stream does not tell: a table or column that another one replaced."""
+    now = find_tables(source, [table.oid for table in schema.values()])
+    by_name = find_oids(source, schema)
+    for name, table in schema.items():
+        if table.oid not in now:
+            made_anew = name in by_name
+            return _gone(name, "dropped and made anew" if made_anew else "dropped")
+        if now[table.oid].name != name:
+            return _renamed(name, now[table.oid].name, taken=name in by_name)
+        if name in mirrored and (changed := _changed_column(table, now[table.oid])):
+            return changed
+    return None
+
+
+def _gone(name: TableName, what: str) -> SchemaChanged:
+    return SchemaChanged(
+        f"{name} was {what} while its changes were streamed",
+        hint="changes of the new table up to now may not have been streamed: fill its read table "
+        "anew; or take it out of the configuration; then start again",
+    )
+
+
+def _renamed(name: TableName, to: TableName, *, taken: bool) -> SchemaChanged:
+    if taken:
+        return _gone(name, f"renamed to {to}, and another table given its name,")
+    return SchemaChanged(
+        f"{name} was renamed to {to} while its changes were streamed",
+        hint=f'set source = "{_toml(to)}" and target = "{_toml(name.table)}" in its mirror, and '
+        "the new name in @projector(...); then start again: nothing is lost",
+    )
+
+
+def _toml(name: object) -> str:
+    return str(name).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _changed_column(table: SourceTable, now: FoundTable) -> SchemaChanged | None:
+    """Find a column that only has the name of the one before, or a type that no row tells."""
+    numbers = {name: attnum for attnum, (name, _) in now.columns.items()}
+    for column in table.columns:
+        found = now.columns.get(column.attnum)
+        if found is None and column.name in numbers:
+            return SchemaChanged(
+                f'column "{column.name}" of {table.name} was dropped and made again while its '
+                "changes were streamed",
+                hint="start again to be told what mends it",
+            )
+        if found and found[0] == column.name and found[1] != column.type_sql:
+            return SchemaChanged(
+                f'column "{column.name}" of {table.name} is now {found[1]}, and was '
+                f"{column.type_sql}, while its changes were streamed",
+                hint="start again to be told what mends it. Where the new type has more digits, "
+                "compare what was written meanwhile: wal2json does not tell a change of precision",
+            )
+    return None
 
 
 def remember(

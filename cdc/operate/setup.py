@@ -135,7 +135,8 @@ def prepare(
     with translated(), connection.begin():
         known = source_columns.load(connection, slot_name)
         follow = settings.projection.follow_schema
-        schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
+        ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
+        schema_change.execute(connection, ddl)
     prepare_read_side(connection, plan.registry)
     with translated(), connection.begin():
         return schema_change.remember(connection, slot_name, plan.schema, known)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg.rows import namedtuple_row
 
@@ -25,6 +25,13 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p') and c.relpersistence = 'p'
   and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
   and (n.nspname, c.relname) in (select * from unnest(%(schemas)s::text[], %(tables)s::text[]))
+"""
+
+_FOUND = """
+select c.oid, n.nspname, c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where c.oid = any(%s)
 """
 
 # A pattern covers roots, not their partitions: those are reported under the root's name.
@@ -154,6 +161,23 @@ def find_oids(connection: Connection, names: Iterable[TableName]) -> dict[TableN
     with translated():
         rows = connection.execute(_TABLES, parameters).fetchall()
     return {TableName(schema, table): oid for oid, schema, table, *_ in rows}
+
+
+class FoundTable(NamedTuple):
+    """A table that has an oid now: its name, and its columns' names and types by number."""
+
+    name: TableName
+    columns: dict[int, tuple[str, str]]
+
+
+def find_tables(connection: Connection, oids: Iterable[int]) -> dict[int, FoundTable]:
+    """Look up what these oids are now; raise a SourceError."""
+    found: dict[int, FoundTable] = {}
+    with translated():
+        for oid, schema, table, *column in connection.execute(_FOUND, [list(oids)]):
+            known = found.setdefault(oid, FoundTable(TableName(schema, table), {}))
+            known.columns[column[0]] = (column[1], column[2])
+    return found
 
 
 def _resolve(cursor: Any, wanted: list[TableName]) -> list[TableName]:
