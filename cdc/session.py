@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from cdc.assemble import Assembler
-from cdc.errors import CdcError, SchemaChanged
+from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
@@ -21,6 +21,7 @@ from cdc.sink.engine import driver_connection
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.partitions import Partitions
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
@@ -53,6 +54,7 @@ class Session:
         self._stopped = threading.Event()
         self.source_stopping = threading.Event()
         self._changed = AT_START
+        self._partitions: Partitions | None = None
         self.target: Lsn | None = None
         self.plan: setup.Plan | None = None
         self.stream: Stream | None = None
@@ -69,17 +71,17 @@ class Session:
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))
         try:
             pipeline.run()
-        except SchemaChanged as error:  # the next one reads the catalog again, and knows more
-            self._changed = str(error)
-            retry.note(error)
-            raise Interrupted from None
         except CdcError as error:
             if not error.transient:
                 raise
+            if isinstance(error, CatalogOutdated):
+                self._changed = str(error)
             retry.note(error)
             raise Interrupted from None
         finally:
             self.stream = self.exchange = None
+            if self._partitions is not None:
+                self._partitions.close()
 
     def stop(self) -> None:
         """Let it drain; cancel what it waits for where it has not begun to stream."""
@@ -146,16 +148,17 @@ class Session:
         retry: Retry,
     ) -> Pipeline:
         settings = self._settings
+        relations = self._relations(plan, former)
         self.stream = Stream(
             replication,
             slot=settings.source.slot,
             options=plan.plugin_options(settings, former.tables),
             insert_only=plan.insert_only,
+            wants=lambda reported: relations.owner(reported) not in {None, *plan.insert_only},
         )
         self.stream.start(lsn)
         self.source_stopping.clear()
         self.exchange = Exchange(settings.source.queue_bytes)
-        relations = Relations(plan.schema, plan.seen, former.columns, former.tables)
         decoder: Decoder = _DECODERS[settings.source.plugin](relations)
         return Pipeline(
             start=lsn,
@@ -172,6 +175,13 @@ class Session:
             stop=self._stopped,
             source_stopping=self.source_stopping,
         )
+
+    def _relations(self, plan: setup.Plan, former: Former) -> Relations:
+        """Give what is known of the source; wal2json does not tell whose partition a table is."""
+        self._partitions = None
+        if plan.partitioned and self._settings.source.plugin == "wal2json":
+            self._partitions = Partitions(lambda: connect(self._dsn), plan.partitioned)
+        return Relations(plan.schema, plan.seen, former.columns, former.tables, self._partitions)
 
     def _find_target(self, source: Connection) -> None:
         if self._until == "now" and self.target is None:

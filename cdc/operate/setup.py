@@ -65,8 +65,13 @@ class Plan:
         """Give the options START_REPLICATION is sent; `former` are names that tables had before."""
         if settings.source.plugin == "pgoutput":
             return pgoutput.options(self.publications(settings.source.publication))
-        reported = [name for table in self.schema.values() for name in (table.name, *table.leaves)]
-        return wal2json.options([*reported, *former])
+        # A partition that is attached later cannot be listed: then nothing is filtered.
+        return wal2json.options(None if self.partitioned else [*self.schema, *former])
+
+    @property
+    def partitioned(self) -> dict[int, TableName]:
+        """The partitioned source tables, by oid."""
+        return {table.oid: table.name for table in self.schema.values() if table.partitioned}
 
 
 def plan(settings: Settings, source: Connection) -> Plan:
@@ -80,7 +85,6 @@ def plan(settings: Settings, source: Connection) -> Plan:
     seen = snapshot.take(source)
     schema = describe(source, wanted)
     _require_sources(functions, schema)
-    _require_told_apart(settings, schema)
     hash_key = settings.projection.hash_key.get_secret_value().encode()
     mirrored = mirrors(settings.projection.mirrors, schema, hash_key=hash_key)
     registry = Registry([*functions, *mirrored])
@@ -90,20 +94,6 @@ def plan(settings: Settings, source: Connection) -> Plan:
             hint="name modules in [projection] modules, or add a [[projection.mirrors]]",
         )
     return Plan(registry, {name: schema[name] for name in registry.sources}, seen)
-
-
-def _require_told_apart(settings: Settings, schema: Schema) -> None:
-    """Refuse what wal2json cannot carry: it is told partitions by name, when streaming begins.
-
-    Rows of a partition that is attached later would be left out, and nobody would know.
-    """
-    partitioned = [str(table.name) for table in schema.values() if table.partitioned]
-    if partitioned and settings.source.plugin == "wal2json":
-        raise RegistryError(
-            f"{partitioned[0]} is partitioned: wal2json would leave out the rows of partitions "
-            "attached later",
-            hint='set source.plugin = "pgoutput", with another source.slot',
-        )
 
 
 def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> None:

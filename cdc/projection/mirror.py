@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
 from cdc.change import Change, Inserted, Relation, Truncated, Updated
-from cdc.errors import ProjectionError, RegistryError, SchemaChanged
+from cdc.errors import CatalogOutdated, ProjectionError, RegistryError
 from cdc.names import TableName
 from cdc.operation import (
     Append,
@@ -121,12 +121,12 @@ class Mirror:
     def _kept(self, relation: Relation) -> list[str]:
         """Name the columns carried over: not those that the source has lost since.
 
-        Raise SchemaChanged where the source has changed since the read table was made to fit.
+        Raise CatalogOutdated where the source has changed since the read table was made to fit.
         """
         kept = [name for name in relation.names if name not in self.settings.exclude]
         news = [name for name in kept if name in relation.news]
         if news:
-            raise SchemaChanged(
+            raise CatalogOutdated(
                 f'{relation.name} was given column "{news[0]}", or the column another type'
             )
         stays = {self._target(name) for name in kept if name not in relation.gone}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from cdc.change import Column, Relation
 from cdc.names import TableName
 from cdc.schema import Schema, SourceColumn, SourceTable
+from cdc.source.partitions import Partitions
 from cdc.source.snapshot import Snapshot
 
 Names = Mapping[str, str]
@@ -20,7 +21,8 @@ class Relations:
     A row is as its table was when the row was written, which may be before or after the catalog
     was read. `seen` tells which: what the catalog lacks of a transaction that it saw is gone by
     now, and of any other it is news. `former` gives columns' names of before they were renamed,
-    by the tables' names; `former_tables` the tables' own.
+    by the tables' names; `former_tables` the tables' own. With `partitions`, changes of every table
+    are reported, and those tell whose they are.
     """
 
     def __init__(
@@ -29,12 +31,14 @@ class Relations:
         seen: Snapshot | None = None,
         former: Mapping[TableName, Names] | None = None,
         former_tables: Mapping[TableName, TableName] | None = None,
+        partitions: Partitions | None = None,
     ) -> None:
         self._tables: dict[TableName, SourceTable] = {
             old: schema[new] for old, new in (former_tables or {}).items()
         }
+        self._partitions = partitions
         for table in schema.values():
-            for name in (table.name, *table.leaves):
+            for name in (table.name, *(() if partitions else table.leaves)):
                 self._tables[name] = table
         self._decoded_as = {
             column.type_oid: column.decoded_as
@@ -47,14 +51,33 @@ class Relations:
 
     def begin(self, xid: int) -> bool:
         """Note whose rows follow; tell whether relations must be described anew for them."""
+        if self._partitions is not None:
+            self._partitions.begin(xid)
         if self._seen is None:
             return False
         before, self._covered = self._covered, self._seen.sees(xid)
         return before is not None and before is not self._covered
 
+    def owner(self, reported: TableName) -> TableName | None:
+        """Give the wanted table whose rows those reported are; None where they are nobody's.
+
+        Raise SchemaChanged where that cannot be known any more.
+        """
+        table = self._table(reported)
+        if table is None:
+            return reported if self._partitions is None else None
+        return table.name
+
+    def _table(self, reported: TableName) -> SourceTable | None:
+        table = self._tables.get(reported)
+        if table is None and self._partitions is not None:
+            root = self._partitions.root_of(reported)
+            table = None if root is None else self._tables[root]
+        return table
+
     def known(self, reported: TableName) -> Relation:
         """Give the table as the catalog knows it; without columns where it does not."""
-        table = self._tables.get(reported)
+        table = self._table(reported)
         if table is None:
             return Relation(reported, (), ())
         columns = [self.column(c.name, c.type_oid) for c in table.columns if not c.generated]
@@ -64,7 +87,7 @@ class Relations:
         self, reported: TableName, columns: Iterable[Column], key: tuple[str, ...]
     ) -> Relation:
         """Give the table as the stream describes it, compared with the catalog."""
-        table = self._tables.get(reported)
+        table = self._table(reported)
         if table is None:
             return Relation(reported, tuple(columns), key)
         listed = tuple(columns)
@@ -83,7 +106,7 @@ class Relations:
 
     def named(self, reported: TableName, names: list[str]) -> list[str]:
         """Give a row's column names as they are now: some were renamed since it was written."""
-        table = self._tables.get(reported)
+        table = self._table(reported)
         former = self._former.get(table.name) if table is not None and self._covered else None
         if not former or former.keys().isdisjoint(names):
             return names
@@ -91,7 +114,7 @@ class Relations:
 
     def generated(self, reported: TableName) -> frozenset[str]:
         """Name the generated columns, which pgoutput does not send: dropped everywhere."""
-        table = self._tables.get(reported)
+        table = self._table(reported)
         if table is None:
             return frozenset()
         return frozenset(column.name for column in table.columns if column.generated)

@@ -5,11 +5,12 @@ serves one START_REPLICATION: a second one on it ends at once, without an error.
 """
 
 import os
+import re
 import select
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -32,6 +33,7 @@ _STATUS: Final = struct.Struct(">cqqqqb")
 _FRAMES_AT_ONCE: Final = 1000
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
+_WARNED_OF: Final = re.compile(r'table "(.*)"\."(.*)"$', re.DOTALL)
 _PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
 
 
@@ -90,8 +92,12 @@ class Stream:
         slot: str,
         options: Mapping[str, str],
         insert_only: Iterable[TableName] = (),
+        wants: Callable[[TableName], bool] = lambda _: True,
     ) -> None:
-        """Take a walsender's connection; `insert_only` tables may have changes left out."""
+        """Take a walsender's connection; `insert_only` tables may have changes left out.
+
+        So may those that nobody `wants`.
+        """
         self._connection = connection
         self._pgconn = connection.pgconn
         self._slot = slot
@@ -101,7 +107,8 @@ class Stream:
         self._reported = Lsn(0)
         self._sent_at = 0.0
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
-        self._plugin_warning: str | None = None
+        self._plugin_warnings: list[str] = []
+        self._wants = wants
         self._expected_endings = tuple(f'table "{n.schema}"."{n.table}"' for n in insert_only)
         self._open = threading.Lock()
         self._closed = False
@@ -150,7 +157,7 @@ class Stream:
         passing = (notice.sqlstate or "").startswith(_PASSING_WARNINGS)
         expected = bool(self._expected_endings) and text.endswith(self._expected_endings)
         if notice.severity_nonlocalized == "WARNING" and not passing and not expected:
-            self._plugin_warning = text
+            self._plugin_warnings.append(text)
 
     def frames(self, *, seconds: float) -> Iterator[Frame]:
         """Give the frames that have arrived; wait for some that long, or until feedback is due.
@@ -181,12 +188,15 @@ class Stream:
         self._received = max(self._received, position)
 
     def _refuse_warnings(self) -> None:
-        if self._plugin_warning is not None:
-            raise ProtocolError(
-                f"the plugin left rows out, near {self._received}: {self._plugin_warning}",
-                hint="a table without a usable key was updated or deleted from: give it a primary "
-                "key or a replica identity, then copy it again",
-            )
+        warnings, self._plugin_warnings = self._plugin_warnings, []
+        for text in warnings:
+            named = _WARNED_OF.search(text)
+            if named is None or self._wants(TableName(*named.groups())):
+                raise ProtocolError(
+                    f"the plugin left rows out, near {self._received}: {text}",
+                    hint="a table without a usable key was updated or deleted from: give it a "
+                    "primary key or a replica identity, then copy it again",
+                )
 
     def _ended(self) -> Exception:
         result = self._pgconn.get_result()

@@ -142,6 +142,8 @@ class Wal2Json:
         decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
+        if line.table and self._relations.owner(TableName(line.schema, line.table)) is None:
+            return ()
         message = decode(line, payload)
         return () if message is None else (message,)
 
@@ -360,9 +362,9 @@ def _lsn(text: str) -> Lsn:
         raise ProtocolError("wal2json sent a transaction without LSNs") from None
 
 
-def options(tables: Iterable[TableName]) -> dict[str, str]:
-    """Give the plugin options for these tables (leaf partitions, not their roots)."""
-    return {
+def options(tables: Iterable[TableName] | None) -> dict[str, str]:
+    """Give the plugin options for these tables, by the names they are reported under; None: all."""
+    options = {
         "format-version": "2",
         "include-xids": "1",
         "include-timestamp": "1",
@@ -370,10 +372,12 @@ def options(tables: Iterable[TableName]) -> dict[str, str]:
         "include-types": "0",
         "include-type-oids": "1",
         "add-msg-prefixes": MESSAGE_PREFIX,
-        "add-tables": ",".join(
-            f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables
-        ),
     }
+    if tables is not None:
+        options["add-tables"] = ",".join(
+            f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables
+        )
+    return options
 
 
 def _escaped(name: str) -> str:
