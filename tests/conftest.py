@@ -27,7 +27,15 @@ IN_CI = os.environ.get("CI") == "true"
 PATIENCE = 30.0
 
 hypothesis.settings.register_profile("cdc", deadline=None, derandomize=IN_CI)
+# For a long look: pytest --hypothesis-profile=long
+hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("cdc")
+_LONG_FACTOR = 50
+
+
+def examples(usual: int) -> int:
+    """Give how many examples a property is tried with that takes servers."""
+    return usual * (_LONG_FACTOR if hypothesis.settings().max_examples > 100 else 1)
 
 
 # Skips.
