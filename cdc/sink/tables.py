@@ -33,9 +33,10 @@ def missing(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[sa.Ta
 
 
 def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
-    """Create the tables, with their indexes and foreign keys."""
-    for table in tables:
-        table.create(connection)
+    """Create the tables, with their indexes and foreign keys, which may go in a circle."""
+    for metadata in dict.fromkeys(table.metadata for table in tables):
+        together = [table for table in tables if table.metadata is metadata]
+        metadata.create_all(connection, tables=together, checkfirst=False)
 
 
 def column_names(connection: sa.Connection, table: sa.Table) -> frozenset[str]:

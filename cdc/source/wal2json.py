@@ -123,7 +123,7 @@ class Wal2Json:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""
         try:
             return self._decoded(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(
                 f"wal2json sent a line that is not JSON: {type(error).__name__}",
                 hint="known causes: a database encoding other than UTF8; a type whose quoted name "
