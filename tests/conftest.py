@@ -199,11 +199,11 @@ def until(fact: Callable[[], object], *, seconds: float = PATIENCE) -> None:
 def toml(value: object) -> str:
     """Write a value as TOML: an inline table for a mapping."""
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items())
+        pairs = ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items())
         return "{" + pairs + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 @pytest.fixture

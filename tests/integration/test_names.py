@@ -47,29 +47,25 @@ def test_any_name_of_schema_table_column_and_type(
 ) -> None:
     mirrors = []
     for number, name in enumerate(NAMES):
-        schema, table = quoted(f"{name}s"), quoted(name)
+        schema, key, column, kind, domain, table, one, other = (
+            quoted(name + suffix) for suffix in ("s", "", "c", "t", "d", "k", "1", "2")
+        )
+        columns = f"{key} int primary key, {column} {schema}.{kind}, d {schema}.{domain}"
+        full = f"{schema}.{table}"
         write.run(
             f"create schema {schema}",
-            f"create type {schema}.{table} as enum ('a', {quoted(name)[1:-1]!r})"
-            if name.isalpha()
-            else f"create type {schema}.{quoted(name + 't')} as enum ('a', 'b')",
-            f"create domain {schema}.{quoted(name + 'd')} as numeric(5,2)",
-            f"create table {schema}.{quoted(name + 'k')} ({table} int, {quoted(name + 'c')} "
-            f"{schema}.{table if name.isalpha() else quoted(name + 't')}, "
-            f"d {schema}.{quoted(name + 'd')}, primary key ({table}))"
-            + (f" partition by list ({table})" if partitioned else ""),
+            f"create type {schema}.{kind} as enum ('a', 'b')",
+            f"create domain {schema}.{domain} as numeric(5,2)",
+            f"create table {full} ({columns})" + f" partition by list ({key})" * partitioned,
         )
         if partitioned:
-            full = f"{schema}.{quoted(name + 'k')}"
             write.run(
-                f"create table {schema}.{quoted(name + '1')} partition of {full} for values in (1)",
-                f"create table {schema}.{quoted(name + '2')} partition of {full} default",
+                f"create table {schema}.{one} partition of {full} for values in (1)",
+                f"create table {schema}.{other} partition of {full} default",
             )
-        if "*" not in name and "?" not in name:
-            source = f"{schema}.{quoted(name + 'k')}"
-            mirrors.append({"source": source, "target": f"{number}{name}"})
-        else:
-            mirrors.append({"source": f"{schema}.{quoted(name + 'k')}"})
+        if not set("*?") & set(name):
+            mirrors.append({"source": full, "target": f"{number}{name}"})
+    mirrors.append({"source": "*.*"})  # the others: outright, their names would be patterns
     wanted = configuration(plugin, mirrors=mirrors)
     cdc_run(wanted)
     for name in NAMES:
@@ -82,7 +78,7 @@ def test_any_name_of_schema_table_column_and_type(
         )
     cdc_run(wanted)
     for number, name in enumerate(NAMES):
-        target = quoted(f"{name}k") if "*" in name or "?" in name else quoted(f"{number}{name}")
+        target = quoted(f"{name}k" if set("*?") & set(name) else f"{number}{name}")
         equal(write, read, f"{quoted(name + 's')}.{quoted(name + 'k')}", target)
         assert read.value(f"select count(*) from {target}") == 2
 
