@@ -151,6 +151,11 @@ class Daemon:
             return
         mirrored = frozenset(source.name for _, source in plan.mirrored)
         changed = schema_change.watch(connection, plan.schema, mirrored)
+        if plan.partitioned and changed is None:
+            slot_name = self._settings.source.slot
+            changed = schema_change.watch_partitions(
+                connection, plan.partitioned, plan.accepted, slot_name
+            )
         if changed is not None and plan is self._session.plan:
             self._error = changed
             self._stop_for(str(changed))

@@ -14,9 +14,10 @@ from cdc.projection.mirror import Mirror
 from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.sink import source_columns, tables
 from cdc.sink.postgres import quoted
-from cdc.sink.source_columns import KnownColumn
+from cdc.sink.source_columns import PARTITION, KnownColumn
 from cdc.source.catalog import FoundTable, find_oids, find_tables
 from cdc.source.connection import Connection
+from cdc.source.partitions import Attached, attached, held_rows
 
 AT_START: Final = "found at start"
 
@@ -182,6 +183,67 @@ def _literal(text: str) -> str:
     return f" E'{doubled}'" if "\\" in text else f"'{doubled}'"
 
 
+def refuse_filled(
+    source: Connection, partitions: list[Attached], known: list[KnownColumn], slot: str
+) -> None:
+    """Refuse new partitions that had rows before: the stream did not bring them as their root's.
+
+    Raise SchemaChanged. Where nothing is known of a root yet its read tables are filled otherwise.
+    """
+    roots = {column.table for column in known}
+    accepted = {column.table_oid for column in known if column.attnum == PARTITION}
+    for partition in partitions:
+        if partition.root in roots and partition.oid not in accepted:
+            _refuse_filled(source, partition, slot)
+    _tell_left(accepted - {partition.oid for partition in partitions})
+
+
+def watch_partitions(
+    source: Connection, roots: dict[int, TableName], accepted: set[int], slot: str
+) -> SchemaChanged | None:
+    """Look for partitions that were attached since, and for those that left."""
+    now = attached(source, roots)
+    for partition in now:
+        if partition.oid not in accepted:
+            try:
+                _refuse_filled(source, partition, slot)
+            except SchemaChanged as error:
+                return error
+    present = {partition.oid for partition in now}
+    _tell_left(accepted - present)
+    accepted.clear()
+    accepted |= present
+    return None
+
+
+def _tell_left(oids: set[int]) -> None:
+    if oids:
+        log.warning(
+            "partitions were detached or dropped: rows they had stay in the read tables",
+            extra={"partitions": len(oids)},
+        )
+
+
+def _refuse_filled(source: Connection, partition: Attached, slot: str) -> None:
+    if not held_rows(source, partition):
+        return
+    name, root = partition.name, partition.root
+    values = ", ".join(
+        [
+            _literal(slot),
+            str(partition.oid),
+            str(PARTITION),
+            *(_literal(text) for text in (root.schema, root.table, name.table)),
+        ]
+    )
+    raise SchemaChanged(
+        f"{name} was attached to {root} and has rows that it may have had before: they are "
+        f"{root}'s now, and were not streamed as such",
+        hint="write its rows into the read tables; then, on the read database: insert into "
+        f"cdc_source_column values ({values}, '[]', '[]'); and start again",
+    )
+
+
 def watch(
     source: Connection, schema: Schema, mirrored: frozenset[TableName]
 ) -> SchemaChanged | None:
@@ -243,7 +305,12 @@ def _changed_column(table: SourceTable, now: FoundTable) -> SchemaChanged | None
 
 
 def remember(
-    connection: sa.Connection, slot: str, schema: Schema, known: Iterable[KnownColumn]
+    connection: sa.Connection,
+    slot: str,
+    schema: Schema,
+    partitions: Iterable[Attached],
+    *,
+    known: Iterable[KnownColumn],
 ) -> Former:
     """Store the columns that the read tables fit now; give the names of before."""
     before = {(column.table_oid, column.attnum): column for column in known}
@@ -254,7 +321,8 @@ def remember(
             key = (table.oid, column.attnum)
             now = KnownColumn(table.oid, column.attnum, table.name, column.name)
             kept[key] = _succeeding(before.get(key), now)
-    source_columns.save(connection, slot, kept.values())
+    leaves = [KnownColumn(p.oid, PARTITION, p.root, p.name.table) for p in partitions]
+    source_columns.save(connection, slot, [*kept.values(), *leaves])
     return _former(schema, kept.values())
 
 

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import sqlalchemy as sa
 
@@ -24,6 +25,7 @@ from cdc.sink.writer import Writer
 from cdc.source import pgoutput, publication, slot, snapshot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.partitions import Attached, attached
 from cdc.source.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,12 @@ class Plan:
     registry: Registry
     schema: Schema
     seen: Snapshot
+    partitions: list[Attached] = field(default_factory=list)
+
+    @cached_property
+    def accepted(self) -> set[int]:
+        """The partitions whose rows are streamed, by oid: those of now, and later ones added."""
+        return {partition.oid for partition in self.partitions}
 
     @property
     def mirrored(self) -> list[tuple[Mirror, SourceTable]]:
@@ -93,7 +101,9 @@ def plan(settings: Settings, source: Connection) -> Plan:
             "there is nothing to do: no projector and no mirror",
             hint="name modules in [projection] modules, or add a [[projection.mirrors]]",
         )
-    return Plan(registry, {name: schema[name] for name in registry.sources}, seen)
+    wanted_schema = {name: schema[name] for name in registry.sources}
+    roots = {table.oid: name for name, table in wanted_schema.items() if table.partitioned}
+    return Plan(registry, wanted_schema, seen, attached(source, roots) if roots else [])
 
 
 def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> None:
@@ -114,7 +124,12 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
 
 
 def prepare(
-    connection: sa.Connection, plan: Plan, settings: Settings, *, where: str = AT_START
+    connection: sa.Connection,
+    plan: Plan,
+    settings: Settings,
+    *,
+    source: Connection,
+    where: str = AT_START,
 ) -> Former:
     """Make the read tables, or fit them to their sources; give the sources' former names.
 
@@ -127,9 +142,12 @@ def prepare(
         follow = settings.projection.follow_schema
         ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
         schema_change.execute(connection, ddl)
+        schema_change.refuse_filled(source, plan.partitions, known, slot_name)
     prepare_read_side(connection, plan.registry)
     with translated(), connection.begin():
-        return schema_change.remember(connection, slot_name, plan.schema, known)
+        return schema_change.remember(
+            connection, slot_name, plan.schema, plan.partitions, known=known
+        )
 
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
@@ -208,7 +226,7 @@ def set_up(settings: Settings) -> Lsn:
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
-            prepare(read, wanted, settings)
+            prepare(read, wanted, settings, source=source)
             _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()

@@ -27,9 +27,15 @@ TABLE: Final = sa.Table(
 )
 
 
+PARTITION: Final = 0
+
+
 @dataclass(frozen=True, slots=True)
 class KnownColumn:
-    """A column by what it keeps when it is renamed: its table's oid and its number."""
+    """A column by what it keeps when it is renamed: its table's oid and its number.
+
+    Number 0 is a partition: its name, and as `table` whose it is.
+    """
 
     table_oid: int
     attnum: int

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
+from psycopg import sql
 from psycopg.rows import namedtuple_row
 
 from cdc.errors import SchemaChanged, SourceUnavailable
@@ -43,6 +44,57 @@ _OTHERS: Final = """
 select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where (n.nspname, c.relname) in (select * from unnest(%s::text[], %s::text[]))
 """
+
+
+_ATTACHED: Final = """
+with recursive tree(root, oid, late) as (
+    select r.oid, r.oid, '{}'::text[] from unnest(%s::oid[]) as r(oid)
+    union all
+    select t.root, i.inhrelid,
+           case when i.xmin = a.xmin then t.late else t.late || i.xmin::text end
+    from tree t join pg_inherits i on i.inhparent = t.oid
+    join pg_attribute a on a.attrelid = i.inhrelid and a.attname = 'ctid'
+)
+select t.root, c.oid, n.nspname, c.relname, t.late
+from tree t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
+where c.relkind = 'r'
+"""
+_HELD: Final = """
+select exists (select from only {} t where age(t.xmin) >= (
+    select min(age(late::xid)) from unnest(%s::text[]) late))
+"""
+
+
+class Attached(NamedTuple):
+    """A partition; `late` are the transactions that attached what had been a table of its own."""
+
+    root: TableName
+    oid: int
+    name: TableName
+    late: list[str]
+
+
+def attached(connection: Connection, roots: dict[int, TableName]) -> list[Attached]:
+    """Give the partitions that hold the roots' rows now; raise a SourceError."""
+    with translated():
+        rows = connection.execute(_ATTACHED, [list(roots)]).fetchall()
+    return [
+        Attached(roots[root], oid, TableName(schema, table), late)
+        for root, oid, schema, table, late in rows
+    ]
+
+
+def held_rows(connection: Connection, partition: Attached) -> bool:
+    """Tell whether a partition has rows that it may have had before it was attached.
+
+    Raise a SourceError, also where the role may not look.
+    """
+    if not partition.late:
+        return False
+    query = sql.SQL(_HELD).format(sql.Identifier(*partition.name))
+    with translated():
+        row = connection.execute(query, [partition.late]).fetchone()
+    return bool(row and row[0])
 
 
 class Leaf(NamedTuple):

@@ -1,5 +1,6 @@
 """Partitioned tables: their rows are one table's, whatever is attached, detached or renamed."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +173,55 @@ def test_tables_that_nobody_mirrors_stop_nothing_and_are_not_mirrored(
     write.run("insert into scratch values (7)", "drop table scratch", "delete from p")
     cdc_run(begun)
     assert read.rows("select * from p") == []
+
+
+FILLED = (
+    "create table p2 (id int primary key, v text)",
+    "insert into p2 values (11, 'there before')",
+    "alter table p attach partition p2 for values from (10) to (20)",
+)
+
+
+def mend(write: Database, read: Database, told: str) -> None:
+    """Do what the error says: bring the rows over, and note that they were."""
+    assert "public.p2 was attached to public.p and has rows" in told
+    for row in write.rows("select id, v from p2"):
+        read.connection.execute("insert into p values (%s, %s) on conflict do nothing", row)
+    read.run(re.search(r"insert into cdc_source_column .*?\);", told.replace("\n", " "))[0])
+
+
+def test_a_partition_attached_with_rows_stops_the_daemon_until_they_were_brought_over(
+    begun: Configuration, write: Database, read: Database, cdc_start: Start, cdc_run: Run
+) -> None:
+    daemon = cdc_start(begun)
+    daemon.wait_for(write.run("insert into p values (1, 'a')"))
+    write.run(*FILLED)
+    assert daemon.ends() == 8
+    mend(write, read, daemon.log)
+    write.run("update p set v = v || '!'", "insert into p values (12, 'b')")
+    cdc_run(begun)
+    equal(write, read)
+
+
+def test_a_partition_attached_with_rows_during_downtime_is_refused_until_they_were_brought_over(
+    begun: Configuration, write: Database, read: Database, cdc_run: Run
+) -> None:
+    write.run(*FILLED, "update p set v = v || '!' where id > 11", "insert into p values (12, 'b')")
+    ran = cdc_run(begun, succeeds=False)
+    assert ran.returncode == 8
+    mend(write, read, ran.stderr)
+    cdc_run(begun)
+    equal(write, read)
+
+
+def test_a_partition_that_leaves_is_told(
+    begun: Configuration, write: Database, cdc_start: Start
+) -> None:
+    daemon = cdc_start(begun)
+    daemon.wait_started()
+    write.run("alter table p detach partition p1")
+    daemon.wait_until(lambda: "partitions were detached or dropped" in daemon.log)
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("key", ["primary key (k, id)", "primary key (id, k)"])
