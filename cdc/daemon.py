@@ -154,7 +154,7 @@ class Daemon:
         if plan.partitioned and changed is None:
             slot_name = self._settings.source.slot
             changed = schema_change.watch_partitions(
-                connection, plan.partitioned, plan.accepted, slot_name
+                connection, plan.partitioned, plan.attached, slot_name
             )
         if changed is not None and plan is self._session.plan:
             self._error = changed

@@ -199,20 +199,36 @@ def refuse_filled(
 
 
 def watch_partitions(
-    source: Connection, roots: dict[int, TableName], accepted: set[int], slot: str
+    source: Connection, roots: dict[int, TableName], before: dict[int, Attached], slot: str
 ) -> SchemaChanged | None:
-    """Look for partitions that were attached since, and for those that left."""
+    """Look for partitions that were attached, truncated or left since `before`, and update it."""
     now = attached(source, roots)
     for partition in now:
-        if partition.oid not in accepted:
+        if partition.oid not in before:
             try:
                 _refuse_filled(source, partition, slot)
             except SchemaChanged as error:
                 return error
-    present = {partition.oid for partition in now}
-    _tell_left(accepted - present)
-    accepted.clear()
-    accepted |= present
+    truncated = _truncated_alone(now, before)
+    _tell_left(before.keys() - {partition.oid for partition in now})
+    before.clear()
+    before |= {partition.oid: partition for partition in now}
+    return truncated
+
+
+def _truncated_alone(now: list[Attached], before: dict[int, Attached]) -> SchemaChanged | None:
+    """Find a partition emptied without the others; a truncate of the root empties them all."""
+    known = [partition for partition in now if partition.oid in before]
+    for root in {partition.root for partition in known}:
+        leaves = [partition for partition in known if partition.root == root]
+        anew = [partition for partition in leaves if partition.file != before[partition.oid].file]
+        emptied = [partition for partition in anew if partition.empty]
+        if emptied and len(anew) < len(leaves):
+            return SchemaChanged(
+                f"partition {emptied[0].name} of {root} was truncated alone, which the stream does "
+                "not tell",
+                hint="delete the partition's rows from the read tables; then start again",
+            )
     return None
 
 

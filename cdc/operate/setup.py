@@ -44,9 +44,9 @@ class Plan:
     partitions: list[Attached] = field(default_factory=list)
 
     @cached_property
-    def accepted(self) -> set[int]:
-        """The partitions whose rows are streamed, by oid: those of now, and later ones added."""
-        return {partition.oid for partition in self.partitions}
+    def attached(self) -> dict[int, Attached]:
+        """The partitions by oid, kept up to date by `schema_change.watch_partitions`."""
+        return {partition.oid: partition for partition in self.partitions}
 
     @property
     def mirrored(self) -> list[tuple[Mirror, SourceTable]]:

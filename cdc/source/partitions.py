@@ -55,7 +55,8 @@ with recursive tree(root, oid, late) as (
     from tree t join pg_inherits i on i.inhparent = t.oid
     join pg_attribute a on a.attrelid = i.inhrelid and a.attname = 'ctid'
 )
-select t.root, c.oid, n.nspname, c.relname, t.late
+select t.root, c.oid, n.nspname, c.relname, t.late, c.relfilenode::bigint,
+       pg_relation_size(c.oid) = 0
 from tree t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r'
 """
@@ -66,12 +67,17 @@ select exists (select from only {} t where age(t.xmin) >= (
 
 
 class Attached(NamedTuple):
-    """A partition; `late` are the transactions that attached what had been a table of its own."""
+    """A partition; `late` are the transactions that attached what had been a table of its own.
+
+    `file` is another one after a truncate, or after its rows were written anew.
+    """
 
     root: TableName
     oid: int
     name: TableName
     late: list[str]
+    file: int
+    empty: bool
 
 
 def attached(connection: Connection, roots: dict[int, TableName]) -> list[Attached]:
@@ -79,8 +85,8 @@ def attached(connection: Connection, roots: dict[int, TableName]) -> list[Attach
     with translated():
         rows = connection.execute(_ATTACHED, [list(roots)]).fetchall()
     return [
-        Attached(roots[root], oid, TableName(schema, table), late)
-        for root, oid, schema, table, late in rows
+        Attached(roots[root], oid, TableName(schema, table), *rest)
+        for root, oid, schema, table, *rest in rows
     ]
 
 

@@ -214,6 +214,23 @@ def test_a_partition_attached_with_rows_during_downtime_is_refused_until_they_we
     equal(write, read)
 
 
+def test_a_partition_truncated_alone_stops_the_daemon(
+    begun: Configuration, write: Database, cdc_start: Start, cdc_run: Run
+) -> None:
+    """wal2json tells of it; pgoutput leaves it out, and it is found by looking."""
+    write.run(*NEW_PARTITIONS["made as one"])
+    cdc_run(begun)
+    daemon = cdc_start(begun)
+    daemon.wait_for(write.run("insert into p values (1, 'a'), (11, 'b')"))
+    seen = "select 1 from pg_stat_activity where query ~ 'relfilenode' and datname = current_database()"
+    daemon.wait_until(lambda: write.rows(seen + " and pid <> pg_backend_pid()"))
+    write.run("truncate p")
+    write.run("insert into p values (1, 'a'), (11, 'b')")
+    write.run("truncate p1")
+    assert daemon.ends() in {6, 8}
+    assert "truncated alone" in daemon.log
+
+
 def test_a_partition_that_leaves_is_told(
     begun: Configuration, write: Database, cdc_start: Start
 ) -> None:
