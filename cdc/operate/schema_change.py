@@ -79,7 +79,7 @@ def fit(
     for mirror, source in mirrored:
         before = {column.attnum: column for column in known if column.table_oid == source.oid}
         has = tables.column_names(connection, mirror.table)
-        if has:
+        if has and known:
             fitting = Fitting(mirror, source, before, has, where)
             _refuse_replaced(fitting, known)
             _refuse_renamed(fitting)
@@ -135,7 +135,8 @@ def _additions(fitting: Fitting, *, follow: bool) -> list[str]:
     added = [
         column
         for column in fitting.wanted
-        if fitting.target(column.name) not in fitting.has
+        if fitting.before
+        and fitting.target(column.name) not in fitting.has
         and column.attnum not in fitting.before
         and column.name not in fitting.source.key
     ]

@@ -40,7 +40,7 @@ class Plan:
 
     registry: Registry
     schema: Schema
-    seen: Snapshot
+    seen: Snapshot | None = None
     partitions: list[Attached] = field(default_factory=list)
 
     @cached_property
