@@ -149,8 +149,7 @@ class Daemon:
         plan = self._session.plan
         if plan is None or self._stop.is_set():
             return
-        mirrored = frozenset(source.name for _, source in plan.mirrored)
-        changed = schema_change.watch(connection, plan.schema, mirrored)
+        changed = schema_change.watch(connection, plan.schema, plan.carried)
         if plan.partitioned and changed is None:
             slot_name = self._settings.source.slot
             changed = schema_change.watch_partitions(

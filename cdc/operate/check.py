@@ -227,7 +227,7 @@ def _publication_finding(source: Connection, difference: publication.Difference)
 
 
 def _read_side(read: sa.Connection, plan: setup.Plan, settings: Settings) -> Findings:
-    wanted = [checkpoint.TABLE, *plan.registry.read_tables]
+    wanted = [checkpoint.TABLE, source_columns.TABLE, *plan.registry.read_tables]
     follow = settings.projection.follow_schema
     with read_database.translated(), read.begin():
         known = source_columns.load(read, settings.source.slot)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
@@ -262,9 +262,12 @@ def _refuse_filled(source: Connection, partition: Attached, slot: str) -> None:
 
 
 def watch(
-    source: Connection, schema: Schema, mirrored: frozenset[TableName]
+    source: Connection, schema: Schema, carried: Mapping[TableName, frozenset[str]]
 ) -> SchemaChanged | None:
-    """Look for what the stream does not tell: a table or column that another one replaced."""
+    """Look for what the stream does not tell: a table or column that another one replaced.
+
+    `carried` are the columns that mirrors carry, by table.
+    """
     now = find_tables(source, [table.oid for table in schema.values()])
     by_name = find_oids(source, schema)
     for name, table in schema.items():
@@ -273,7 +276,8 @@ def watch(
             return _gone(name, "dropped and made anew" if made_anew else "dropped")
         if now[table.oid].name != name:
             return _renamed(name, now[table.oid].name, taken=name in by_name)
-        if name in mirrored and (changed := _changed_column(table, now[table.oid])):
+        columns = [column for column in table.columns if column.name in carried.get(name, ())]
+        if changed := _changed_column(name, columns, now[table.oid]):
             return changed
     return None
 
@@ -300,20 +304,22 @@ def _toml(name: object) -> str:
     return str(name).replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _changed_column(table: SourceTable, now: FoundTable) -> SchemaChanged | None:
+def _changed_column(
+    table: TableName, columns: list[SourceColumn], now: FoundTable
+) -> SchemaChanged | None:
     """Find a column that only has the name of the one before, or a type that no row tells."""
     numbers = {name: attnum for attnum, (name, _) in now.columns.items()}
-    for column in table.columns:
+    for column in columns:
         found = now.columns.get(column.attnum)
         if found is None and column.name in numbers:
             return SchemaChanged(
-                f'column "{column.name}" of {table.name} was dropped and made again while its '
+                f'column "{column.name}" of {table} was dropped and made again while its '
                 "changes were streamed",
                 hint="start again to be told what mends it",
             )
         if found and found[0] == column.name and found[1] != column.type_sql:
             return SchemaChanged(
-                f'column "{column.name}" of {table.name} is now {found[1]}, and was '
+                f'column "{column.name}" of {table} is now {found[1]}, and was '
                 f"{column.type_sql}, while its changes were streamed",
                 hint="start again to be told what mends it. Where the new type has more digits, "
                 "compare what was written meanwhile: wal2json does not tell a change of precision",

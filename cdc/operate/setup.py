@@ -44,6 +44,15 @@ class Plan:
     partitions: list[Attached] = field(default_factory=list)
 
     @cached_property
+    def carried(self) -> dict[TableName, frozenset[str]]:
+        """The columns that mirrors carry, by source table."""
+        carried: dict[TableName, frozenset[str]] = {}
+        for mirror, source in self.mirrored:
+            names = {c.name for c in source.columns if not c.generated} - mirror.settings.exclude
+            carried[source.name] = carried.get(source.name, frozenset()) | names
+        return carried
+
+    @cached_property
     def attached(self) -> dict[int, Attached]:
         """The partitions by oid, kept up to date by `schema_change.watch_partitions`."""
         return {partition.oid: partition for partition in self.partitions}

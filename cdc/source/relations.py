@@ -58,6 +58,11 @@ class Relations:
         before, self._covered = self._covered, self._seen.sees(xid)
         return before is not None and before is not self._covered
 
+    @property
+    def unfiltered(self) -> bool:
+        """Tell whether changes of tables that nobody wants are reported too."""
+        return self._partitions is not None
+
     def owner(self, reported: TableName) -> TableName | None:
         """Give the wanted table whose rows those reported are; None where they are nobody's.
 

@@ -105,6 +105,7 @@ class Wal2Json:
 
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
+        self._unfiltered = relations.unfiltered
         self._current: dict[TableName, Relation] = {}
         self._layouts: dict[tuple[str, str, bool], list[_Layout]] = {}
         self._identities: dict[tuple[str, str], _Identity] = {}
@@ -142,7 +143,8 @@ class Wal2Json:
         decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
-        if line.table and self._relations.owner(TableName(line.schema, line.table)) is None:
+        reported = TableName(line.schema, line.table) if self._unfiltered and line.table else None
+        if reported is not None and self._relations.owner(reported) is None:
             return ()
         message = decode(line, payload)
         return () if message is None else (message,)

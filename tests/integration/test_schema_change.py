@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cdc.operate.check import check
 from tests.conftest import Configuration, Database, RunningDaemon
 
 Configure = Callable[..., Configuration]
@@ -169,6 +170,51 @@ def test_a_column_whose_past_is_not_known_is_not_followed(
     read.connection.execute("update t set w = %s", write.rows("select w from t where id = 1")[0])
     cdc_run(begun.with_(projection=FOLLOW))
     equal(write, read)
+
+
+def test_a_generated_column_that_is_added_stops_nothing_and_is_left_out(
+    begun: Configuration, write: Database, read: Database, cdc_start: Start
+) -> None:
+    daemon = cdc_start(begun)
+    daemon.wait_for(write.run("insert into t values (2, 'b')"))
+    daemon.wait_for(
+        write.run(
+            "alter table t add column g int generated always as (id * 2) stored",
+            "insert into t values (3, 'c')",
+            "update t set v = 'd'",
+        )
+    )
+    assert read.rows("select * from t order by id") == [(1, "d"), (2, "d"), (3, "d")]
+
+
+def test_what_happens_to_a_column_that_is_left_out_stops_nothing(
+    begun: Configuration, write: Database, read: Database, cdc_start: Start, cdc_run: Run
+) -> None:
+    write.run("alter table t add column x int default 1")
+    wanted = begun.with_(projection={"mirrors": [{"source": "public.t", "exclude": ["x"]}]})
+    daemon = cdc_start(wanted)
+    daemon.wait_for(write.run("insert into t values (2, 'b', 5)"))
+    write.run("alter table t alter column x type text", "update t set x = 'y', v = 'c'")
+    daemon.wait_for(write.run())
+    assert daemon.stop() == 0
+    assert read.rows("select * from t order by id") == [(1, "c"), (2, "c")]
+    cdc_run(wanted)
+
+
+def test_check_says_before_the_start_what_would_stop_it(
+    begun: Configuration, write: Database, read: Database
+) -> None:
+    write.run("alter table t add column w int default 7")
+    assert [f.what for f in check(begun.settings()) if f.blocks] == [
+        'public.t: new columns, which the read table t lacks: "w" (found at start)'
+    ]
+    followed = begun.with_(projection=FOLLOW).settings()
+    assert [f.what for f in check(followed) if f.blocks] == []
+    assert read.rows("select * from t") == [(1, "a")]
+    write.run("alter table t rename column v to x")
+    (found,) = [f for f in check(followed) if f.blocks]
+    assert 'column "v" was renamed to "x"' in found.what
+    assert 'rename column "v" to "x"' in found.remedy
 
 
 # A column is dropped.
