@@ -18,7 +18,7 @@ from cdc.exchange import Stopped
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
-from cdc.operate import schema_change
+from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
 from cdc.session import Interrupted, Session
 from cdc.settings import Settings
@@ -149,12 +149,10 @@ class Daemon:
         plan = self._session.plan
         if plan is None or self._stop.is_set():
             return
-        changed = schema_change.watch(connection, plan.schema, plan.carried)
+        changed = watch_tables(connection, plan.schema, plan.carried)
         if plan.partitioned and changed is None:
             slot_name = self._settings.source.slot
-            changed = schema_change.watch_partitions(
-                connection, plan.partitioned, plan.attached, slot_name
-            )
+            changed = watch_partitions(connection, plan.partitioned, plan.attached, slot_name)
         if changed is not None and plan is self._session.plan:
             self._error = changed
             self._stop_for(str(changed))

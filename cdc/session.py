@@ -100,7 +100,16 @@ class Session:
             self._connection(connect_replication) as replication,
         ):
             plan = setup.plan(self._settings, source)
-            former = setup.prepare(read, plan, self._settings, source=source, where=self._changed)
+            # A start that is refused changes no read table.
+            found = setup.examine(self._settings, source=source, replication=replication, read=read)
+            former = setup.prepare(
+                read,
+                plan,
+                self._settings,
+                source=source,
+                first=found.first,
+                where=self._changed,
+            )
             self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
             identity, lsn = setup.begin(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from cdc.names import TableName
 from cdc.operate import schema_change
 from cdc.operate.schema_change import AT_START, Former
 from cdc.operate.startup import Start, decide
+from cdc.operate.watch import refuse_filled
 from cdc.projection.mirror import Mirror, mirrors
 from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
@@ -54,7 +56,7 @@ class Plan:
 
     @cached_property
     def attached(self) -> dict[int, Attached]:
-        """The partitions by oid, kept up to date by `schema_change.watch_partitions`."""
+        """The partitions by oid, kept up to date by `watch_partitions`."""
         return {partition.oid: partition for partition in self.partitions}
 
     @property
@@ -138,20 +140,21 @@ def prepare(
     settings: Settings,
     *,
     source: Connection,
+    first: bool,
     where: str = AT_START,
 ) -> Former:
     """Make the read tables, or fit them to their sources; give the sources' former names.
 
-    `where` says since when a source is known to have changed. Raise SchemaChanged for a mirror's
+    On the `first` start nothing that was known before holds any more. `where` says since when a source is known to have changed. Raise SchemaChanged for a mirror's
     source that changed, ReadTableMismatch for another read table that does not fit.
     """
     slot_name = settings.source.slot
     with translated(), connection.begin():
-        known = source_columns.load(connection, slot_name)
+        known = [] if first else source_columns.load(connection, slot_name)
         follow = settings.projection.follow_schema
         ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
         schema_change.execute(connection, ddl)
-        schema_change.refuse_filled(source, plan.partitions, known, slot_name)
+        refuse_filled(source, plan.partitions, known, slot_name)
     prepare_read_side(connection, plan.registry)
     with translated(), connection.begin():
         return schema_change.remember(
@@ -177,6 +180,33 @@ def _prepare_source(settings: Settings, source: Connection, plan: Plan) -> None:
         publication.publish(source, plan.publications(settings.source.publication))
 
 
+class Found(NamedTuple):
+    """What there is at a start, and what follows from it."""
+
+    start: Start
+    slot: slot.SlotState | None
+    checkpoint: checkpoint.Checkpoint | None
+    system: slot.System
+
+    @property
+    def first(self) -> bool:
+        """Tell whether nothing has been streamed yet."""
+        return self.start is not Start.STREAM
+
+
+def examine(
+    settings: Settings, *, source: Connection, replication: Connection, read: sa.Connection
+) -> Found:
+    """Find how to begin, changing nothing; raise a StartRefused where that would lose changes."""
+    name, plugin = settings.source.slot, settings.source.plugin
+    system = slot.identify(replication)
+    state = slot.read_slot(source, name)
+    with translated(), read.begin():
+        stored = checkpoint.load(read, name)
+    start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    return Found(start, state, stored, system)
+
+
 def begin(
     settings: Settings,
     plan: Plan,
@@ -189,13 +219,10 @@ def begin(
 
     Raise a StartRefused where beginning would lose or double changes.
     """
+    found = examine(settings, source=source, replication=replication, read=read)
     name, plugin = settings.source.slot, settings.source.plugin
-    system = slot.identify(replication)
-    identity = checkpoint.Identity(name, plugin, system.identifier, system.timeline)
-    state = slot.read_slot(source, name)
-    with translated(), read.begin():
-        stored = checkpoint.load(read, name)
-    start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    identity = checkpoint.Identity(name, plugin, found.system.identifier, found.system.timeline)
+    start, state, stored = found.start, found.slot, found.checkpoint
     _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         return identity, stored.lsn
@@ -235,7 +262,8 @@ def set_up(settings: Settings) -> Lsn:
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
-            prepare(read, wanted, settings, source=source)
+            found = examine(settings, source=source, replication=replication, read=read)
+            prepare(read, wanted, settings, source=source, first=found.first)
             _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()

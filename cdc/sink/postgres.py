@@ -343,6 +343,12 @@ def quoted(name: str) -> str:
     return '"{}"'.format(name.replace('"', '""'))
 
 
+def literal(text: str) -> str:
+    """Quote a string, whatever standard_conforming_strings is."""
+    doubled = text.replace("'", "''").replace("\\", "\\\\")
+    return f" E'{doubled}'" if "\\" in text else f"'{doubled}'"
+
+
 def _plain(statement: str) -> str:
     """Make a statement one without parameters, where % stands for itself."""
     return statement.replace("%%", "%")

@@ -401,6 +401,15 @@ def test_a_table_replaced_during_downtime_is_refused_until_it_is_filled_anew(
     equal(write, read)
 
 
+def test_a_start_that_is_refused_changes_no_read_table(
+    begun: Configuration, write: Database, read: Database, cdc_run: Run
+) -> None:
+    write.run("alter table t add column w int default 7")
+    read.run("update cdc_checkpoint set system_identifier = '1'")
+    assert cdc_run(begun.with_(projection=FOLLOW), succeeds=False).returncode == 11
+    assert read.rows("select * from t") == [(1, "a")]
+
+
 # Projectors.
 
 PROJECTOR = """
