@@ -102,14 +102,8 @@ class Session:
             plan = setup.plan(self._settings, source)
             # A start that is refused changes no read table.
             found = setup.examine(self._settings, source=source, replication=replication, read=read)
-            former = setup.prepare(
-                read,
-                plan,
-                self._settings,
-                source=source,
-                first=found.first,
-                where=self._changed,
-            )
+            since = None if found.first else self._changed
+            former = setup.prepare(read, plan, self._settings, source=source, since=since)
             self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
             identity, lsn = setup.begin(

@@ -140,18 +140,19 @@ def prepare(
     settings: Settings,
     *,
     source: Connection,
-    first: bool,
-    where: str = AT_START,
+    since: str | None = AT_START,
 ) -> Former:
     """Make the read tables, or fit them to their sources; give the sources' former names.
 
-    On the `first` start nothing that was known before holds any more. `where` says since when a source is known to have changed. Raise SchemaChanged for a mirror's
-    source that changed, ReadTableMismatch for another read table that does not fit.
+    `since` says where a source was seen to have changed; None: nothing has been streamed yet, and
+    what was known before does not hold any more. Raise SchemaChanged for a mirror's source that
+    changed, ReadTableMismatch for another read table that does not fit.
     """
     slot_name = settings.source.slot
     with translated(), connection.begin():
-        known = [] if first else source_columns.load(connection, slot_name)
+        known = [] if since is None else source_columns.load(connection, slot_name)
         follow = settings.projection.follow_schema
+        where = since or AT_START
         ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
         schema_change.execute(connection, ddl)
         refuse_filled(source, plan.partitions, known, slot_name)
@@ -263,7 +264,8 @@ def set_up(settings: Settings) -> Lsn:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
             found = examine(settings, source=source, replication=replication, read=read)
-            prepare(read, wanted, settings, source=source, first=found.first)
+            since = None if found.first else AT_START
+            prepare(read, wanted, settings, source=source, since=since)
             _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()

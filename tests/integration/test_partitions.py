@@ -222,10 +222,13 @@ def test_a_partition_truncated_alone_stops_the_daemon(
     cdc_run(begun)
     daemon = cdc_start(begun)
     daemon.wait_for(write.run("insert into p values (1, 'a'), (11, 'b')"))
-    seen = "select 1 from pg_stat_activity where query ~ 'relfilenode' and datname = current_database()"
-    daemon.wait_until(lambda: write.rows(seen + " and pid <> pg_backend_pid()"))
-    write.run("truncate p")
-    write.run("insert into p values (1, 'a'), (11, 'b')")
+    write.run("truncate p", "insert into p values (1, 'a'), (11, 'b')")
+    looked = (
+        "select 1 from pg_stat_activity where query ~ 'relfilenode' and query_start > %s "
+        "and datname = current_database() and pid <> pg_backend_pid()"
+    )
+    now = write.value("select clock_timestamp()")
+    daemon.wait_until(lambda: write.rows(looked, now))
     write.run("truncate p1")
     assert daemon.ends() in {6, 8}
     assert "truncated alone" in daemon.log
