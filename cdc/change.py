@@ -19,20 +19,28 @@ class Column:
     """A column as the stream describes it.
 
     `decoded_as` is the type its text is read as: its own, a domain's base type, or text.
+    `typmod` is there where the plugin sends it.
     """
 
     name: str
     type_oid: int
     decoded_as: int
+    typmod: int | None = None
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A source table as last described: its columns in order and the names of its key columns."""
+    """A source table as last described: its columns in order and the names of its key columns.
+
+    `news` are the columns that are not as the catalog had them when it was read, for they changed
+    since; `gone` those that its rows still have, and the table no longer when it was read.
+    """
 
     name: TableName
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    news: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
 
     def __hash__(self) -> int:
         return self._hash

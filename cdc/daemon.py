@@ -13,18 +13,18 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final
 
-from cdc.errors import CdcError, ProtocolError
+from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
+from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
 from cdc.session import Interrupted, Session
 from cdc.settings import Settings
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source import slot
-from cdc.source.catalog import find_oids
 from cdc.source.connection import Connection, connect
 
 log = logging.getLogger(__name__)
@@ -146,16 +146,16 @@ class Daemon:
 
     def _refuse_replaced_tables(self, connection: Connection) -> None:
         """Stop where a table was dropped, renamed or replaced: its changes go unseen."""
-        known = self._session.tables
-        present = find_oids(connection, known)
-        for name, oid in known.items():
-            if present.get(name) != oid and not self._stop.is_set():
-                self._error = ProtocolError(
-                    f"{name} was dropped, renamed or replaced while its changes were streamed",
-                    hint="changes of the new table up to now may not have been streamed: fill its "
-                    "read table anew; or take it out of the configuration; then start again",
-                )
-                self._stop_for(f"{name} was dropped, renamed or replaced")
+        plan = self._session.plan
+        if plan is None or self._stop.is_set():
+            return
+        changed = watch_tables(connection, plan.schema, plan.carried)
+        if plan.partitioned and changed is None:
+            slot_name = self._settings.source.slot
+            changed = watch_partitions(connection, plan.partitioned, plan.attached, slot_name)
+        if changed is not None and plan is self._session.plan:
+            self._error = changed
+            self._stop_for(str(changed))
 
     def _stop_at_target(self) -> None:
         target, checkpoint = self._session.target, self._writer.checkpoint

@@ -21,6 +21,8 @@ CdcError
 ├── ProjectionError               5   a projector raised, or returned what it must not
 │   ├── UnknownColumn                 it asked a row for a column it has not
 │   └── ValueUnreadable               it asked for a value that Python's type cannot hold
+├── SchemaChanged                 8   a source table is no longer what its read tables were made for
+│   └── CatalogOutdated               the catalog was read before that: it is read again
 ├── ServerFailed                  7   a throwaway server of `cdc demo` did not start (cdc.servers)
 ├── ProtocolError                 6   what the plugin sent cannot be read, or it left rows out
 │   └── NumberNotSent                 wal2json 2.5 sent a NaN or an infinity as null
@@ -157,6 +159,18 @@ class ProtocolError(CdcError):
 
 class NumberNotSent(ProtocolError):
     """The plugin sent a NaN or an infinity as null."""
+
+
+class SchemaChanged(CdcError):
+    """A source table has changed: its read tables no longer fit."""
+
+    exit_code = 8
+
+
+class CatalogOutdated(SchemaChanged):
+    """A source table changed after the catalog was read: it is read again."""
+
+    transient = True
 
 
 class StartRefused(CdcError):

@@ -27,6 +27,10 @@ class Decoder(Protocol):
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows to be written in bulk, and the frames that are left, in order."""
 
+    @property
+    def turns(self) -> int:
+        """How often relations had to be described anew for the transactions that followed."""
+
     def snapshot(self) -> Self:
         """Give another decoder that has decoded the same."""
 
@@ -84,16 +88,21 @@ class Reader:
             return
         whole = [*transactions, *self._piece(self._assembler)]
         again = partial(self._again, decoder, assembler, stretch)
-        if assembler.dropping or self._assembler.dropped > assembler.dropped:
-            yield from again()  # rows of what was dropped are among those set apart
+        # Rows of what was dropped are among those set apart, or rows that are described otherwise.
+        if (
+            assembler.dropping
+            or self._assembler.dropped > assembler.dropped
+            or self._decoder.turns > decoder.turns
+        ):
+            yield from again()
         else:
             yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(frames))
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]
     ) -> list[Transaction]:
-        fresh = assembler.fork()
-        return [*self._one_by_one(decoder, fresh, frames), *self._piece(fresh)]
+        decoder, assembler = decoder.snapshot(), assembler.fork()
+        return [*self._one_by_one(decoder, assembler, frames), *self._piece(assembler)]
 
     def _piece(self, assembler: Assembler) -> list[Transaction]:
         piece = assembler.cut()

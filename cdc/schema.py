@@ -12,7 +12,9 @@ Identity = Literal["default", "full", "index", "nothing"]
 class SourceColumn:
     """A column: its type, and the built-in types its values are stored and decoded as.
 
-    `required` tells that it is NOT NULL.
+    `required` tells that it is NOT NULL. `missing` is the text that rows from before the column was
+    added have in it. `past_unknown` tells that those rows have something that the catalog does not
+    tell.
     """
 
     name: str
@@ -22,6 +24,10 @@ class SourceColumn:
     stored_as: str
     generated: bool
     required: bool = False
+    attnum: int = 0
+    typmod: int = -1
+    missing: str | None = None
+    past_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Final
 
 from cdc.assemble import Assembler
-from cdc.errors import CdcError
+from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
-from cdc.names import TableName
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 from cdc.operate import not_numbers, setup
+from cdc.operate.schema_change import AT_START, Former
 from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
@@ -24,6 +24,7 @@ from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
 from cdc.source.current_rows import CurrentRows
 from cdc.source.nulls import Nulls
+from cdc.source.partitions import Partitions
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
@@ -51,8 +52,10 @@ class Session:
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
         self.source_stopping = threading.Event()
+        self._changed = AT_START
+        self._partitions: Partitions | None = None
         self.target: Lsn | None = None
-        self.tables: dict[TableName, int] = {}
+        self.plan: setup.Plan | None = None
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
         self._rows: CurrentRows | None = None
@@ -71,12 +74,15 @@ class Session:
         except CdcError as error:
             if not error.transient:
                 raise
+            if isinstance(error, CatalogOutdated):
+                self._changed = str(error)
             retry.note(error)
             raise Interrupted from None
         finally:
             self.stream = self.exchange = None
-            if self._rows is not None:
-                self._rows.close()
+            for lookups in (self._rows, self._partitions):
+                if lookups is not None:
+                    lookups.close()
 
     def stop(self) -> None:
         """Let it drain; cancel what it waits for where it has not begun to stream."""
@@ -95,16 +101,22 @@ class Session:
             self._connection(connect_replication) as replication,
         ):
             plan = setup.plan(self._settings, source)
-            setup.prepare_read_side(read, plan.registry)
+            # A start that is refused changes no read table.
+            found = setup.examine(self._settings, source=source, replication=replication, read=read)
+            since = None if found.first else self._changed
+            former = setup.prepare(read, plan, self._settings, source=source, since=since)
+            self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
             identity, lsn = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
             self._writer.resume(identity, lsn)
-            self.tables = {table.name: table.oid for table in plan.schema.values()}
+            self.plan = plan
             self._find_target(source)
-            nulls = self._start(plan, replication, source, lsn=lsn)
-            return self._pipeline(plan, nulls, lsn, retry=retry), lsn
+            relations = self._relations(plan, former)
+            stream = self._new_stream(plan, former, relations, replication)
+            nulls = self._start(stream, plan, source, lsn=lsn)
+            return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
     @contextmanager
     def _connection(self, open_: Callable[[str], Connection]) -> Iterator[Connection]:
@@ -133,17 +145,22 @@ class Session:
         finally:
             self._interrupts.remove(cancel)
 
-    def _start(
-        self, plan: setup.Plan, replication: Connection, source: Connection, *, lsn: Lsn
-    ) -> Nulls | None:
-        """Start the stream; give what tells NULL from NaN, where the plugin does not."""
-        stream = Stream(
+    def _new_stream(
+        self, plan: setup.Plan, former: Former, relations: Relations, replication: Connection
+    ) -> Stream:
+        unwanted = {None, *plan.insert_only}  # of insert-only tables the rest may be left out
+        return Stream(
             replication,
             slot=self._settings.source.slot,
-            options=plan.plugin_options(self._settings),
+            options=plan.plugin_options(self._settings, former.tables),
             optional=plan.optional_plugin_options(self._settings),
-            insert_only=plan.insert_only,
+            wants=lambda reported: relations.owner(reported) not in unwanted,
         )
+
+    def _start(
+        self, stream: Stream, plan: setup.Plan, source: Connection, *, lsn: Lsn
+    ) -> Nulls | None:
+        """Start the stream; give what tells NULL from NaN, where the plugin does not."""
         try:
             stream.start(lsn)
             nulls = self._nulls(plan, source) if stream.options_refused else None
@@ -162,12 +179,18 @@ class Session:
         return Nulls(plan.schema, self._rows, trusted=trusted)
 
     def _pipeline(
-        self, plan: setup.Plan, nulls: Nulls | None, lsn: Lsn, *, retry: Retry
+        self,
+        plan: setup.Plan,
+        relations: Relations,
+        nulls: Nulls | None,
+        *,
+        lsn: Lsn,
+        retry: Retry,
     ) -> Pipeline:
         assert self.stream is not None  # noqa: S101  it was started
         settings = self._settings
         self.exchange = Exchange(settings.source.queue_bytes)
-        relations, bulk = Relations(plan.schema), plan.registry.in_bulk
+        bulk = plan.registry.in_bulk
         decoder: Decoder
         if settings.source.plugin == "wal2json":
             decoder = Wal2Json(relations, nulls, bulk=bulk)
@@ -190,6 +213,13 @@ class Session:
             stop=self._stopped,
             source_stopping=self.source_stopping,
         )
+
+    def _relations(self, plan: setup.Plan, former: Former) -> Relations:
+        """Give what is known of the source; wal2json does not tell whose partition a table is."""
+        self._partitions = None
+        if plan.partitioned and self._settings.source.plugin == "wal2json":
+            self._partitions = Partitions(lambda: connect(self._dsn), plan.partitioned)
+        return Relations(plan.schema, plan.seen, former.columns, former.tables, self._partitions)
 
     def _find_target(self, source: Connection) -> None:
         if self._until == "now" and self.target is None:

@@ -155,6 +155,11 @@ class ProjectionSettings(Section):
 
     modules: tuple[str, ...] = Field((), description="Python modules that hold projectors.")
     mirrors: tuple[MirrorSettings, ...] = Field((), description="Tables mirrored without code.")
+    follow_schema: bool = Field(
+        False,
+        description="Add a column to a mirror's read table where the source table was given one; "
+        "otherwise the daemon stops, with the DDL.",
+    )
     hash_key: SecretStr = Field(
         SecretStr(""),
         description="Key of the `hash` mask (HMAC). Without one, short or guessable values can be "

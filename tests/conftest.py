@@ -30,7 +30,15 @@ IN_CI = os.environ.get("CI") == "true"
 PATIENCE = 30.0
 
 hypothesis.settings.register_profile("cdc", deadline=None, derandomize=IN_CI)
+# For a long look: pytest --hypothesis-profile=long
+hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("cdc")
+_LONG_FACTOR = 50
+
+
+def examples(usual: int) -> int:
+    """Give how many examples a property is tried with that takes servers."""
+    return usual * (_LONG_FACTOR if hypothesis.settings().max_examples > 100 else 1)
 
 
 # Skips.
@@ -203,11 +211,11 @@ def until(fact: Callable[[], object], *, seconds: float = PATIENCE) -> None:
 def toml(value: object) -> str:
     """Write a value as TOML: an inline table for a mapping."""
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items())
+        pairs = ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items())
         return "{" + pairs + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import sqlalchemy as sa
 
 from cdc.errors import CdcError, SourceError, SourceNotReady
 from cdc.names import TableName
-from cdc.operate import not_numbers, setup
+from cdc.operate import not_numbers, schema_change, setup
 from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
-from cdc.sink import checkpoint, tables
+from cdc.sink import checkpoint, source_columns, tables
 from cdc.sink import engine as read_database
 from cdc.source import publication, slot, wal2json
 from cdc.source.catalog import describe
@@ -79,7 +79,9 @@ def _check_source(
     _attempt(found, lambda: found.extend(_tables(settings, source, plan)), why="see above")
     _attempt(found, lambda: found.extend(_nulls(settings, source, plan)), why="see above")
     if read is not None:
-        _attempt(found, lambda: found.extend(_read_side(read, plan)), why="it is written to")
+        _attempt(
+            found, lambda: found.extend(_read_side(read, plan, settings)), why="it is written to"
+        )
 
 
 def _read_connection(settings: Settings) -> sa.Connection:
@@ -258,13 +260,19 @@ def _publication_finding(source: Connection, difference: publication.Difference)
     )
 
 
-def _read_side(read: sa.Connection, plan: setup.Plan) -> Findings:
-    wanted = [checkpoint.TABLE, *plan.registry.read_tables]
+def _read_side(read: sa.Connection, plan: setup.Plan, settings: Settings) -> Findings:
+    wanted = [checkpoint.TABLE, source_columns.TABLE, *plan.registry.read_tables]
+    follow = settings.projection.follow_schema
     with read_database.translated(), read.begin():
+        known = source_columns.load(read, settings.source.slot)
+        # Raises SchemaChanged; what the daemon would add to a read table is no misfit.
+        followed = {t for t, _ in schema_change.fit(read, plan.mirrored, known, follow=follow)}
         may = read.execute(_MAY).one()
         absent = tables.missing(read, wanted)
         misfits = (
-            tables.misfits(read, [t for t in wanted if t not in absent]) if may.may_stage else []
+            tables.misfits(read, [t for t in wanted if t not in {*absent, *followed}])
+            if may.may_stage
+            else []
         )
     if absent and not may.may_create:
         names = ", ".join(table.fullname for table in absent)

@@ -3,35 +3,67 @@
 import logging
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from cdc.errors import CdcError, RegistryError
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.operate import schema_change
+from cdc.operate.schema_change import AT_START, Former
 from cdc.operate.startup import Start, decide
+from cdc.operate.watch import refuse_filled
 from cdc.projection.mirror import Mirror, mirrors
 from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
-from cdc.schema import Schema
+from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, tables
+from cdc.sink import checkpoint, source_columns, tables
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
-from cdc.source import pgoutput, publication, slot, wal2json
+from cdc.source import pgoutput, publication, slot, snapshot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.partitions import Attached, attached
+from cdc.source.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be streamed where: the projectors, and the source tables they want."""
+    """What is to be streamed where: the projectors, and the source tables they want.
+
+    `seen` are the transactions that had committed when the source's catalog was read.
+    """
 
     registry: Registry
     schema: Schema
+    seen: Snapshot | None = None
+    partitions: list[Attached] = field(default_factory=list)
+
+    @cached_property
+    def carried(self) -> dict[TableName, frozenset[str]]:
+        """The columns that mirrors carry, by source table."""
+        carried: dict[TableName, frozenset[str]] = {}
+        for mirror, source in self.mirrored:
+            names = {c.name for c in source.columns if not c.generated} - mirror.settings.exclude
+            carried[source.name] = carried.get(source.name, frozenset()) | names
+        return carried
+
+    @cached_property
+    def attached(self) -> dict[int, Attached]:
+        """The partitions by oid, kept up to date by `watch_partitions`."""
+        return {partition.oid: partition for partition in self.partitions}
+
+    @property
+    def mirrored(self) -> list[tuple[Mirror, SourceTable]]:
+        """The mirrors, each with its source."""
+        projectors = self.registry.projectors
+        return [(p, self.schema[p.source]) for p in projectors if isinstance(p, Mirror)]
 
     @property
     def insert_only(self) -> set[TableName]:
@@ -52,12 +84,17 @@ class Plan:
         """Give the options that newer plugins know."""
         return dict(wal2json.AS_STRINGS) if settings.source.plugin == "wal2json" else {}
 
-    def plugin_options(self, settings: Settings) -> dict[str, str]:
-        """Give the options START_REPLICATION is sent."""
+    def plugin_options(self, settings: Settings, former: Iterable[TableName]) -> dict[str, str]:
+        """Give the options START_REPLICATION is sent; `former` are names that tables had before."""
         if settings.source.plugin == "pgoutput":
             return pgoutput.options(self.publications(settings.source.publication))
-        reported = [name for table in self.schema.values() for name in (table.name, *table.leaves)]
-        return wal2json.options(reported)
+        # A partition that is attached later cannot be listed: then nothing is filtered.
+        return wal2json.options(None if self.partitioned else [*self.schema, *former])
+
+    @property
+    def partitioned(self) -> dict[int, TableName]:
+        """The partitioned source tables, by oid."""
+        return {table.oid: table.name for table in self.schema.values() if table.partitioned}
 
 
 def plan(settings: Settings, source: Connection) -> Plan:
@@ -68,9 +105,9 @@ def plan(settings: Settings, source: Connection) -> Plan:
     functions = load(settings.projection.modules)
     wanted = [TableName.parse(mirror.source) for mirror in settings.projection.mirrors]
     wanted += [name for function in functions for name in function.sources]
+    seen = snapshot.take(source)
     schema = describe(source, wanted)
     _require_sources(functions, schema)
-    _require_told_apart(settings, schema)
     hash_key = settings.projection.hash_key.get_secret_value().encode()
     mirrored = mirrors(settings.projection.mirrors, schema, hash_key=hash_key)
     registry = Registry([*functions, *mirrored])
@@ -79,21 +116,9 @@ def plan(settings: Settings, source: Connection) -> Plan:
             "there is nothing to do: no projector and no mirror",
             hint="name modules in [projection] modules, or add a [[projection.mirrors]]",
         )
-    return Plan(registry, {name: schema[name] for name in registry.sources})
-
-
-def _require_told_apart(settings: Settings, schema: Schema) -> None:
-    """Refuse what wal2json cannot carry: it is told partitions by name, when streaming begins.
-
-    Rows of a partition that is attached later would be left out, and nobody would know.
-    """
-    partitioned = [str(table.name) for table in schema.values() if table.partitioned]
-    if partitioned and settings.source.plugin == "wal2json":
-        raise RegistryError(
-            f"{partitioned[0]} is partitioned: wal2json would leave out the rows of partitions "
-            "attached later",
-            hint='set source.plugin = "pgoutput", with another source.slot',
-        )
+    wanted_schema = {name: schema[name] for name in registry.sources}
+    roots = {table.oid: name for name, table in wanted_schema.items() if table.partitioned}
+    return Plan(registry, wanted_schema, seen, attached(source, roots) if roots else [])
 
 
 def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> None:
@@ -120,9 +145,38 @@ def _require_sources(functions: Iterable[FunctionProjector], schema: Schema) -> 
                 )
 
 
+def prepare(
+    connection: sa.Connection,
+    plan: Plan,
+    settings: Settings,
+    *,
+    source: Connection,
+    since: str | None = AT_START,
+) -> Former:
+    """Make the read tables, or fit them to their sources; give the sources' former names.
+
+    `since` says where a source was seen to have changed; None: nothing has been streamed yet, and
+    what was known before does not hold any more. Raise SchemaChanged for a mirror's source that
+    changed, ReadTableMismatch for another read table that does not fit.
+    """
+    slot_name = settings.source.slot
+    with translated(), connection.begin():
+        known = [] if since is None else source_columns.load(connection, slot_name)
+        follow = settings.projection.follow_schema
+        where = since or AT_START
+        ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
+        schema_change.execute(connection, ddl)
+        refuse_filled(source, plan.partitions, known, slot_name)
+    prepare_read_side(connection, plan.registry)
+    with translated(), connection.begin():
+        return schema_change.remember(
+            connection, slot_name, plan.schema, plan.partitions, known=known
+        )
+
+
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    wanted = [checkpoint.TABLE, *registry.read_tables]
+    wanted = [checkpoint.TABLE, source_columns.TABLE, *registry.read_tables]
     with translated(), connection.begin():
         absent = tables.missing(connection, wanted)
         tables.create(connection, absent)
@@ -138,6 +192,33 @@ def _prepare_source(settings: Settings, source: Connection, plan: Plan) -> None:
         publication.publish(source, plan.publications(settings.source.publication))
 
 
+class Found(NamedTuple):
+    """What there is at a start, and what follows from it."""
+
+    start: Start
+    slot: slot.SlotState | None
+    checkpoint: checkpoint.Checkpoint | None
+    system: slot.System
+
+    @property
+    def first(self) -> bool:
+        """Tell whether nothing has been streamed yet."""
+        return self.start is not Start.STREAM
+
+
+def examine(
+    settings: Settings, *, source: Connection, replication: Connection, read: sa.Connection
+) -> Found:
+    """Find how to begin, changing nothing; raise a StartRefused where that would lose changes."""
+    name, plugin = settings.source.slot, settings.source.plugin
+    system = slot.identify(replication)
+    state = slot.read_slot(source, name)
+    with translated(), read.begin():
+        stored = checkpoint.load(read, name)
+    start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    return Found(start, state, stored, system)
+
+
 def begin(
     settings: Settings,
     plan: Plan,
@@ -150,13 +231,10 @@ def begin(
 
     Raise a StartRefused where beginning would lose or double changes.
     """
+    found = examine(settings, source=source, replication=replication, read=read)
     name, plugin = settings.source.slot, settings.source.plugin
-    system = slot.identify(replication)
-    identity = checkpoint.Identity(name, plugin, system.identifier, system.timeline)
-    state = slot.read_slot(source, name)
-    with translated(), read.begin():
-        stored = checkpoint.load(read, name)
-    start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    identity = checkpoint.Identity(name, plugin, found.system.identifier, found.system.timeline)
+    start, state, stored = found.start, found.slot, found.checkpoint
     _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         return identity, stored.lsn
@@ -196,7 +274,9 @@ def set_up(settings: Settings) -> Lsn:
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             wanted = plan(settings, source)
-            prepare_read_side(read, wanted.registry)
+            found = examine(settings, source=source, replication=replication, read=read)
+            since = None if found.first else AT_START
+            prepare(read, wanted, settings, source=source, since=since)
             _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()

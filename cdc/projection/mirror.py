@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
 from cdc.change import Change, Inserted, Relation, Truncated, Updated
-from cdc.errors import ProjectionError, RegistryError
+from cdc.errors import CatalogOutdated, ProjectionError, RegistryError
 from cdc.names import TableName
 from cdc.operation import (
     Append,
@@ -121,7 +121,8 @@ class Mirror:
 
     def _planned_in_bulk(self, relation: Relation) -> BulkPlan:
         kept = self._kept(relation)
-        of = {self.settings.rename.get(name, name): relation.positions[name] for name in kept}
+        self._require_columns(kept)
+        of = {self._target(name): relation.positions[name] for name in kept}
         key = key_columns(self.table)
         return BulkPlan(
             shape=shape_of(self.table, tuple(of), text=True),
@@ -130,15 +131,11 @@ class Mirror:
             key_positions=tuple(of[name] for name in key),
         )
 
-    def _kept(self, relation: Relation) -> list[str]:
-        kept = [name for name in relation.names if name not in self.settings.exclude]
-        self._require_columns(kept)
-        return kept
-
     def _plan(self, relation: Relation) -> _Plan:
         """Work out how a relation's rows are carried over."""
         kept = self._kept(relation)
-        target = {name: self.settings.rename.get(name, name) for name in kept}
+        self._require_columns(kept)
+        target = {name: self._target(name) for name in kept}
         return _Plan(
             shape=shape_of(self.table, tuple(target.values()), text=True),
             carry=self._carry(relation.names, kept),
@@ -148,10 +145,28 @@ class Mirror:
             carry_key=self._carry(relation.key, list(relation.key)),
         )
 
+    def _kept(self, relation: Relation) -> list[str]:
+        """Name the columns carried over: not those that the source has lost since.
+
+        Raise CatalogOutdated where the source has changed since the read table was made to fit.
+        """
+        kept = [name for name in relation.names if name not in self.settings.exclude]
+        news = [name for name in kept if name in relation.news]
+        if news:
+            raise CatalogOutdated(
+                f'{relation.name} was given column "{news[0]}", or the column another type'
+            )
+        stays = {self._target(name) for name in kept if name not in relation.gone}
+        missing = {column.name for column in self.table.columns} - stays
+        return [n for n in kept if n not in relation.gone or self._target(n) in missing]
+
+    def _target(self, name: str) -> str:
+        return self.settings.rename.get(name, name)
+
     def _require_columns(self, kept: list[str]) -> None:
         known = {column.name for column in self.table.columns}
         for name in kept:
-            if self.settings.rename.get(name, name) not in known:
+            if self._target(name) not in known:
                 raise ProjectionError(
                     f'the source has a new column "{name}" that the read table '
                     f"{self.table.name} lacks",
@@ -165,6 +180,10 @@ class Mirror:
             return _as_it_is
         picked = [(names.index(name), self._masked(masks.get(name))) for name in kept]
         return lambda values: tuple(mask(values[position]) for position, mask in picked)
+
+    def masked(self, name: str, value: Text) -> Text:
+        """Give a source column's value as it is written."""
+        return self._masked(self.settings.mask.get(name))(value)
 
     def _masked(self, mask: str | None) -> Callable[[Text], Text]:
         if mask == "null":

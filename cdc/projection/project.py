@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from cdc.assemble import Transaction
 from cdc.change import Change, Relation, Truncated, Updated
-from cdc.errors import ProjectionError
+from cdc.errors import CatalogOutdated, ProjectionError
 from cdc.operation import Operation
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
@@ -27,6 +27,9 @@ def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Proj
             try:
                 for operation in projector.operations(change):
                     yield projector, operation
+            except CatalogOutdated as error:
+                where = f"in the transaction committed at {transaction.commit_lsn}"
+                raise CatalogOutdated(f"{error}, {where}") from None
             except Exception as error:  # noqa: BLE001  a projector may raise anything
                 raise _failed(error, projector, transaction, change=change) from None
 

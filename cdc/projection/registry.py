@@ -65,9 +65,10 @@ class Registry:
 
 
 def sorted_tables(tables: Iterable[sa.Table]) -> list[sa.Table]:
-    """Order tables so that a foreign key's target comes before its owner."""
+    """Order tables so that a foreign key's target comes before its owner, but where in a circle."""
     by_name = sorted(tables, key=lambda table: table.fullname)
-    return list(sa.schema.sort_tables(by_name))
+    pairs = sa.schema.sort_tables_and_constraints(by_name)  # type: ignore[no-untyped-call]
+    return [table for table, _ in pairs if table is not None]
 
 
 def load(modules: Sequence[str]) -> list[FunctionProjector]:

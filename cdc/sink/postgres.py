@@ -50,6 +50,7 @@ class PostgresSink:
         self._staging: dict[sa.Table, str] = {}
         self._stages_made = 0
         self._new: set[sa.Table] = set()
+        self._few = _FEW
         self._filled: set[sa.Table] = set()
         self._collided: set[sa.Table] = set()
         self._direct: set[sa.Table] = set()
@@ -106,6 +107,10 @@ class PostgresSink:
         """Send the statements within in one round trip; their errors are raised at its end."""
         return self._driver.pipeline()
 
+    def defer_constraints(self) -> None:
+        """Let constraints that may be deferred wait for `check_deferred`."""
+        self._driver.execute("set constraints all deferred", prepare=False)
+
     def check_deferred(self) -> None:
         """Check the constraints that wait for the commit now, while the rows can be told."""
         for when in ("immediate", "deferred"):
@@ -138,8 +143,12 @@ class PostgresSink:
         """Note that the savepoint was released: the tables made since stay."""
         self._new.clear()
 
-    def apply(self, segment: Segment) -> None:
-        """Write one segment of net effects: children's deletes first, parents' writes first."""
+    def apply(self, segment: Segment, *, in_sets: bool = False) -> None:
+        """Write one segment of net effects: children's deletes first, parents' writes first.
+
+        `in_sets`: each set of rows by one statement, however few they are.
+        """
+        self._few = 0 if in_sets else _FEW
         tables = sorted_tables(segment) if len(segment) > 1 else list(segment)
         self._truncate([table for table in tables if segment[table].truncated])
         for table in tables:
@@ -187,7 +196,7 @@ class PostgresSink:
             by_shape[delete.shape].append(delete.values)
         for shape, rows in by_shape.items():
             name = self._name(table)
-            if len(rows) <= _FEW:
+            if len(rows) <= self._few:
                 self._execute_each(
                     f"delete from {name} t where {self._where('t', shape.columns)}", shape, rows
                 )
@@ -247,7 +256,7 @@ class PostgresSink:
 
     def _upsert(self, shape: Shape, rows: list[Row]) -> None:
         target, columns = self._name(shape.table), self._columns(shape)
-        if len(rows) <= _FEW:
+        if len(rows) <= self._few:
             placeholders = ", ".join(["%s"] * len(shape.columns))
             self._execute_each(
                 f"insert into {target} ({columns}) values ({placeholders}) {self._conflict(shape)}",
@@ -275,7 +284,7 @@ class PostgresSink:
             return
         target = self._name(shape.table)
         key = key_columns(shape.table)
-        if len(rows) <= _FEW:
+        if len(rows) <= self._few:
             order = [shape.columns.index(c) for c in (*changed, *key)]
             assignments = ", ".join(f"{self._quote(c)} = %s" for c in changed)
             self._execute_each(
@@ -420,6 +429,12 @@ def _values_refused() -> Iterator[None]:
 def quoted(name: str) -> str:
     """Quote an identifier."""
     return '"{}"'.format(name.replace('"', '""'))
+
+
+def literal(text: str) -> str:
+    """Quote a string, whatever standard_conforming_strings is."""
+    doubled = text.replace("'", "''").replace("\\", "\\\\")
+    return f" E'{doubled}'" if "\\" in text else f"'{doubled}'"
 
 
 def _plain(statement: str) -> str:

@@ -33,9 +33,15 @@ def missing(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[sa.Ta
 
 
 def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
-    """Create the tables, with their indexes and foreign keys."""
-    for table in tables:
-        table.create(connection)
+    """Create the tables, with their indexes and foreign keys, which may go in a circle."""
+    for metadata in dict.fromkeys(table.metadata for table in tables):
+        together = [table for table in tables if table.metadata is metadata]
+        metadata.create_all(connection, tables=together, checkfirst=False)
+
+
+def column_names(connection: sa.Connection, table: sa.Table) -> frozenset[str]:
+    """Name the columns that the table has by now; none where it does not exist."""
+    return frozenset(row.attname for row in _described(connection, quoted_name(table)))
 
 
 def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadTableMismatch]:
@@ -61,9 +67,9 @@ def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadT
 
 def _column_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
     """Compare by what the server itself calls the types, so that spelling does not matter."""
-    actual = {row.attname: row for row in _described(connection, _quoted(table))}
+    actual = {row.attname: row for row in _described(connection, quoted_name(table))}
     wanted = {row.attname: row.type_sql for row in _as_created(connection, table)}
-    alter = f"alter table {_quoted(table)}"
+    alter = f"alter table {quoted_name(table)}"
     found = []
     for name, type_sql in wanted.items():
         if name not in actual:
@@ -106,17 +112,18 @@ def _described(connection: sa.Connection, quoted: str) -> Sequence[Any]:
 
 def _key_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
     key = key_columns(table)
-    unique = connection.execute(_UNIQUE_KEYS, {"name": _quoted(table)}).scalars()
+    unique = connection.execute(_UNIQUE_KEYS, {"name": quoted_name(table)}).scalars()
     if not key or any(set(columns) == set(key) for columns in unique):
         return []
     columns = ", ".join(map(quoted, key))
     return [
         (
             f"nothing makes its key ({', '.join(key)}) unique",
-            f"create unique index on {_quoted(table)} ({columns})",
+            f"create unique index on {quoted_name(table)} ({columns})",
         )
     ]
 
 
-def _quoted(table: sa.Table) -> str:
+def quoted_name(table: sa.Table) -> str:
+    """Quote a table's name, with its schema where it has one."""
     return ".".join(quoted(part) for part in (table.schema, table.name) if part)

@@ -8,6 +8,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from cdc.assemble import Transaction
 from cdc.errors import (
     CheckpointMoved,
     ReadLocked,
@@ -27,7 +28,8 @@ from cdc.sink.postgres import PostgresSink
 
 _MEND: Final = (
     "mend the projector, the read table or the row there, and start again: nothing after this "
-    "transaction was applied"
+    "transaction was applied. A constraint that the source has right only at the end of its "
+    "transaction has to be deferrable in the read database"
 )
 
 
@@ -187,22 +189,52 @@ class Writer:
         return True
 
     def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
+        """Apply transaction after transaction, as the source did.
+
+        What may be checked later is checked at the end of each. The source checks the rest at the
+        end of each statement, which the stream does not tell: so a transaction is tried as one
+        statement for each table first, and operation by operation where that is refused.
+        """
         _, sink = self._opened()
+        with translated():
+            sink.defer_constraints()
         for transaction in batch.in_order():
-            for projector, operations in _steps(project(transaction, registry)):
-                alone = NetEffect()
-                for part in operations:
-                    alone.add(part)
-                try:
-                    with translated():
-                        for segment in alone.segments:
-                            sink.apply(segment)
-                except RowsRefused as error:
-                    raise _refused(
-                        error, projector, operations[-1], transaction.commit_lsn
-                    ) from None
+            if len(transaction.changes) == 1 or not self._applied_at_once(transaction, registry):
+                self._apply_each(transaction, registry)
             if transaction.ends:
                 self._check_deferred(transaction.commit_lsn)
+
+    def _applied_at_once(self, transaction: Transaction, registry: Registry) -> bool:
+        """Apply a transaction's net effect in whole sets; tell whether that was taken."""
+        connection, sink = self._opened()
+        effect = NetEffect()
+        for _, operation in project(transaction, registry):
+            effect.add(operation)
+        savepoint = connection.begin_nested()
+        try:
+            with translated():
+                for segment in effect.segments:
+                    sink.apply(segment, in_sets=True)
+        except RowsRefused:
+            savepoint.rollback()
+            sink.rolled_back()
+            return False
+        savepoint.commit()
+        sink.keep()
+        return True
+
+    def _apply_each(self, transaction: Transaction, registry: Registry) -> None:
+        _, sink = self._opened()
+        for projector, operations in _steps(project(transaction, registry)):
+            alone = NetEffect()
+            for part in operations:
+                alone.add(part)
+            try:
+                with translated():
+                    for segment in alone.segments:
+                        sink.apply(segment)
+            except RowsRefused as error:
+                raise _refused(error, projector, operations[-1], transaction.commit_lsn) from None
 
     def _check_deferred(self, commit_lsn: Lsn) -> None:
         _, sink = self._opened()

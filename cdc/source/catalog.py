@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg.rows import namedtuple_row
 
@@ -27,6 +27,13 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p'
   and (n.nspname, c.relname) in (select * from unnest(%(schemas)s::text[], %(tables)s::text[]))
 """
 
+_FOUND = """
+select c.oid, n.nspname, c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where c.oid = any(%s)
+"""
+
 # A pattern covers roots, not their partitions: those are reported under the root's name.
 _NAMES = """
 select n.nspname, c.relname
@@ -38,7 +45,9 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartitio
 _COLUMNS = """
 select a.attrelid, a.attname, a.atttypid, a.attgenerated <> '' as generated,
        a.attnotnull as required,
-       format_type(a.atttypid, a.atttypmod) as type_sql
+       format_type(a.atttypid, a.atttypmod) as type_sql, a.attnum, a.atttypmod,
+       case when a.atthasmissing then (a.attmissingval::text::text[])[1] end as missing,
+       (a.atthasdef or a.attidentity <> '') and not a.atthasmissing as past_unknown
 from pg_attribute a
 where a.attrelid = any(%s) and a.attnum > 0 and not a.attisdropped
 order by a.attrelid, a.attnum
@@ -163,6 +172,23 @@ def find_oids(connection: Connection, names: Iterable[TableName]) -> dict[TableN
     return {TableName(schema, table): oid for oid, schema, table, *_ in rows}
 
 
+class FoundTable(NamedTuple):
+    """A table that has an oid now: its name, and its columns' names and types by number."""
+
+    name: TableName
+    columns: dict[int, tuple[str, str]]
+
+
+def find_tables(connection: Connection, oids: Iterable[int]) -> dict[int, FoundTable]:
+    """Look up what these oids are now; raise a SourceError."""
+    found: dict[int, FoundTable] = {}
+    with translated():
+        for oid, schema, table, *column in connection.execute(_FOUND, [list(oids)]):
+            known = found.setdefault(oid, FoundTable(TableName(schema, table), {}))
+            known.columns[column[0]] = (column[1], column[2])
+    return found
+
+
 def _resolve(cursor: Any, wanted: list[TableName]) -> list[TableName]:
     exact = [name for name in wanted if not name.is_pattern]
     patterns = [name for name in wanted if name.is_pattern]
@@ -184,6 +210,10 @@ def _columns(cursor: Any, oids: list[int], types: Types) -> dict[int, list[Sourc
                 stored_as=types.stored_as(row.atttypid, row.type_sql),
                 generated=row.generated,
                 required=row.required,
+                attnum=row.attnum,
+                typmod=row.atttypmod,
+                missing=row.missing,
+                past_unknown=row.past_unknown,
             )
         )
     return columns

@@ -2,8 +2,9 @@
 
 import struct
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from cdc.change import Column, Deleted, Inserted, Relation, Truncated, Updated, updated
 from cdc.errors import ProtocolError
@@ -39,24 +40,24 @@ class PgOutput:
         relations: Relations,
         *,
         bulk: Container[TableName] = (),
-        described: Mapping[int, Described] | None = None,
+        told: Mapping[int, "_Told"] | None = None,
     ) -> None:
         """Take what is known of the tables, and the names of those that `set_apart` is for.
 
-        `described` are relations the stream has described before, by oid.
+        `told` are relations as the stream has described them before, by oid.
         """
         self._relations = relations
         self._bulk = bulk
-        # Never changed but replaced, so that a snapshot keeps what was.
-        self._by_oid: dict[int, Described] = dict(described or {})
-        self._in_bulk: dict[int, Described] = {}
+        self._told: dict[int, _Told] = dict(told or {})
+        self._by_oid = _ByOid(lambda oid: self._described(self._told[oid]))
+        self._in_bulk: dict[int, Described] | None = None
         self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
             b"I": self._inserted,
             b"U": self._updated,
             b"D": self._deleted,
             b"T": self._truncated,
             b"R": self._relation,
-            b"B": _begin,
+            b"B": self._begin,
             b"C": _commit,
             b"M": _emitted,
             b"O": _nothing,  # origin
@@ -69,11 +70,21 @@ class PgOutput:
 
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+        if not self._relations.settled:
+            return [], list(stretch)
+        if self._in_bulk is None:
+            described = {oid: self._by_oid[oid] for oid in self._told}
+            self._in_bulk = {o: d for o, d in described.items() if d.relation.name in self._bulk}
         return set_apart(stretch, self._in_bulk)
+
+    @property
+    def turns(self) -> int:
+        """How often relations had to be described anew for the transactions that followed."""
+        return self._relations.turns
 
     def snapshot(self) -> "PgOutput":
         """Give another decoder that has decoded the same."""
-        return PgOutput(self._relations, bulk=self._bulk, described=self._by_oid)
+        return PgOutput(self._relations.fork(), bulk=self._bulk, told=self._told)
 
     def decode(self, payload: bytes | memoryview) -> Sequence[Message]:
         """Decode one message. Raise ProtocolError where it is none of pgoutput's."""
@@ -87,6 +98,13 @@ class PgOutput:
                 f"pgoutput sent a message of another form: {type(error).__name__}"
             ) from None
 
+    def _begin(self, data: bytes) -> Sequence[Message]:
+        begin = _begin(data)
+        if self._relations.begin(begin.xid):
+            self._by_oid.clear()
+            self._in_bulk = None
+        return (begin,)
+
     def _relation(self, data: bytes) -> Sequence[Message]:
         (oid,) = _OID.unpack_from(data, 1)
         schema, position = _string(data, 5)
@@ -99,18 +117,21 @@ class PgOutput:
         for _ in range(count):
             flags = data[position]
             name, position = _string(data, position + 1)
-            type_oid, _typmod = _TYPE.unpack_from(data, position)
+            type_oid, typmod = _TYPE.unpack_from(data, position)
             position += _TYPE.size
-            columns.append(self._relations.column(name, type_oid))
+            columns.append(self._relations.column(name, type_oid, typmod))
             flagged += [name] if flags & _IS_KEY else []
-        described = self._described(reported, columns, () if full else tuple(flagged))
-        self._by_oid = self._by_oid | {oid: described}
-        self._in_bulk = {o: d for o, d in self._by_oid.items() if d.relation.name in self._bulk}
+        self._told[oid] = _Told(reported, columns, [] if full else flagged)
+        self._by_oid[oid] = self._described(self._told[oid])
+        self._in_bulk = None
         return ()
 
-    def _described(
-        self, reported: TableName, columns: list[Column], flagged: tuple[str, ...]
-    ) -> Described:
+    def _described(self, told: "_Told") -> Described:
+        reported, told_columns, told_key = told
+        names = self._relations.named(reported, [column.name for column in told_columns])
+        now = dict(zip((column.name for column in told_columns), names, strict=True))
+        columns = [replace(column, name=now[column.name]) for column in told_columns]
+        flagged = tuple(now[name] for name in told_key)
         known = self._relations.known(reported)
         generated = self._relations.generated(reported)
         kept = [i for i, column in enumerate(columns) if column.name not in generated]
@@ -122,10 +143,9 @@ class PgOutput:
                 hint="its replica identity or key was changed: start the daemon again to read the "
                 "catalog; a read table must have the same key",
             )
-        names = {column.name for column in columns}
-        if not set(key) <= names:
+        if not set(key) <= set(names):
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
-        relation = Relation(known.name, tuple(columns[i] for i in kept), key)
+        relation = self._relations.described(reported, [columns[i] for i in kept], key)
         return Described(relation, len(columns), None if len(kept) == len(columns) else tuple(kept))
 
     def _inserted(self, data: bytes) -> Sequence[Message]:
@@ -155,6 +175,26 @@ class PgOutput:
         (count,) = _INT32.unpack_from(data, 1)
         oids = struct.unpack_from(f">{count}I", data, 6)
         return [Truncated(self._by_oid[oid].relation) for oid in oids]
+
+
+class _Told(NamedTuple):
+    """A relation as it was sent, and the columns flagged as its key."""
+
+    reported: TableName
+    columns: list[Column]
+    key: list[str]
+
+
+class _ByOid(dict[int, Described]):
+    """Relations by oid, each described when it is asked for."""
+
+    def __init__(self, describe: Callable[[int], Described]) -> None:
+        super().__init__()
+        self._describe = describe
+
+    def __missing__(self, oid: int) -> Described:
+        described = self[oid] = self._describe(oid)
+        return described
 
 
 def _old(relation: Relation, kind: int, before: Values) -> tuple[Values, Values | None]:
@@ -224,11 +264,10 @@ def _string(data: bytes, position: int) -> tuple[str, int]:
     return data[position:end].decode(), end + 1
 
 
-def _begin(data: bytes) -> Sequence[Message]:
+def _begin(data: bytes) -> Begin:
     commit_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
-    return (
-        Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), _EPOCH + timedelta(microseconds=microseconds)),
-    )
+    commit_time = _EPOCH + timedelta(microseconds=microseconds)
+    return Begin(xid & 0xFFFFFFFF, Lsn(commit_lsn), commit_time)
 
 
 def _commit(data: bytes) -> Sequence[Message]:

@@ -4,10 +4,11 @@ One connection serves one START_REPLICATION: a second one on it ends at once, wi
 """
 
 import os
+import re
 import select
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -26,6 +27,7 @@ _BYTES_AT_ONCE: Final = 1024**2
 _BUFFER_BYTES: Final = 256 * 1024
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
+_WARNED_OF: Final = re.compile(r'table "(.*)"\."(.*)"$', re.DOTALL)
 _PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
 
 
@@ -44,11 +46,12 @@ class Stream:
         slot: str,
         options: Mapping[str, str],
         optional: Mapping[str, str] | None = None,
-        insert_only: Iterable[TableName] = (),
+        wants: Callable[[TableName], bool] = lambda _: True,
     ) -> None:
-        """Take a walsender's connection; `insert_only` tables may have changes left out.
+        """Take a walsender's connection; changes may be left out that nobody `wants`.
 
-        `optional` are options that the plugin may not know; `options_refused` then tells.
+        `optional` are options that the plugin may not know;
+        `options_refused` then tells.
         """
         self._optional = optional or {}
         self.options_refused = False
@@ -61,9 +64,9 @@ class Stream:
         self._reported = Lsn(0)
         self._sent_at = 0.0
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
-        self._plugin_warning: str | None = None
         self._ending = False
-        self._expected_endings = tuple(f'table "{n.schema}"."{n.table}"' for n in insert_only)
+        self._plugin_warnings: list[str] = []
+        self._wants = wants
         self._open = threading.Lock()
         self._closed = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,9 +123,8 @@ class Stream:
         """
         text = notice.message_primary or "a warning without text"
         passing = (notice.sqlstate or "").startswith(_PASSING_WARNINGS)
-        expected = bool(self._expected_endings) and text.endswith(self._expected_endings)
-        if notice.severity_nonlocalized == "WARNING" and not passing and not expected:
-            self._plugin_warning = text
+        if notice.severity_nonlocalized == "WARNING" and not passing:
+            self._plugin_warnings.append(text)
 
     def read(self, *, seconds: float) -> tuple[list[Frame], Keepalive | None]:
         """Give the data frames that have arrived, up to a keepalive; wait for some that long.
@@ -174,12 +176,15 @@ class Stream:
         self._received = max(self._received, position)
 
     def _refuse_warnings(self) -> None:
-        if self._plugin_warning is not None:
-            raise ProtocolError(
-                f"the plugin left rows out, near {self._received}: {self._plugin_warning}",
-                hint="a table without a usable key was updated or deleted from: give it a primary "
-                "key or a replica identity, then copy it again",
-            )
+        warnings, self._plugin_warnings = self._plugin_warnings, []
+        for text in warnings:
+            named = _WARNED_OF.search(text)
+            if named is None or self._wants(TableName(*named.groups())):
+                raise ProtocolError(
+                    f"the plugin left rows out, near {self._received}: {text}",
+                    hint="a table without a usable key was updated or deleted from: give it a "
+                    "primary key or a replica identity, then copy it again",
+                )
 
     def _ended(self) -> Exception:
         result = self._pgconn.get_result()

@@ -131,6 +131,7 @@ class Wal2Json:
         `current` are relations as the stream has last described them, by reported name.
         """
         self._relations = relations
+        self._unfiltered = relations.unfiltered
         self._nulls = nulls
         self._bulk = bulk
         self._current: dict[TableName, Relation] = dict(current or {})
@@ -142,7 +143,7 @@ class Wal2Json:
             "U": self._updated,
             "D": self._deleted,
             "T": self._truncated,
-            "B": _begin,
+            "B": self._begin,
             "C": _commit,
             "M": _emitted,
         }
@@ -153,6 +154,8 @@ class Wal2Json:
 
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+        if self._unfiltered or not self._relations.settled:
+            return [], list(stretch)
         return set_apart(stretch, self._in_bulk)
 
     def _in_bulk(self, reported: TableName) -> Described | None:
@@ -162,15 +165,20 @@ class Wal2Json:
         doubtful = self._nulls is not None and self._nulls.doubts(relation.name)
         return Described(relation, self._relations.generated(reported), doubtful)
 
+    @property
+    def turns(self) -> int:
+        """How often relations had to be described anew for the transactions that followed."""
+        return self._relations.turns
+
     def snapshot(self) -> "Wal2Json":
         """Give another decoder that has decoded the same; this one looks at nulls."""
-        return Wal2Json(self._relations, bulk=self._bulk, current=self._current)
+        return Wal2Json(self._relations.fork(), bulk=self._bulk, current=self._current)
 
     def decode(self, payload: Payload) -> Sequence[Message]:
         """Decode one line. Raise ProtocolError where it is none of wal2json's."""
         try:
             return self._decoded(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(
                 f"wal2json sent a line that is not JSON: {type(error).__name__}",
                 hint="known causes: a database encoding other than UTF8; a type whose quoted name "
@@ -189,8 +197,18 @@ class Wal2Json:
         decode = self._decoders.get(line.action)
         if decode is None:
             raise ProtocolError(f"wal2json sent an unknown action {line.action!r}")
+        reported = TableName(line.schema, line.table) if self._unfiltered and line.table else None
+        if reported is not None and self._relations.owner(reported) is None:
+            return ()
         message = decode(line, payload)
         return () if message is None else (message,)
+
+    def _begin(self, line: _Line, payload: Payload) -> Message:
+        begin = _begin(line, payload)
+        if self._relations.begin(begin.xid):
+            for known in (self._current, self._layouts, self._identities):
+                known.clear()
+        return begin
 
     def _inserted(self, line: _Line, payload: Payload) -> Message:
         layout, values = self._row(line, payload, inserted=True)
@@ -258,7 +276,8 @@ class Wal2Json:
         """
         reported = TableName(line.schema, line.table)
         dropped = self._relations.generated(reported)
-        columns = list(zip(texts.names, texts.type_oids, strict=True))
+        names = self._relations.named(reported, texts.names)
+        columns = list(zip(names, texts.type_oids, strict=True))
         kept = {c: i for i, c in enumerate(columns) if c[0] not in dropped}
         known = self._relation(reported)
         described = [self._relations.column(*column) for column in kept]
@@ -266,7 +285,7 @@ class Wal2Json:
         if inserted and set(full) != set(described):
             full = described
         if tuple(full) != known.columns:
-            known = Relation(known.name, tuple(full), self._key(known, full))
+            known = self._relations.described(reported, full, self._key(known, full))
             self._forget(reported)
             self._current[reported] = known
         positions = tuple(kept.get((c.name, c.type_oid)) for c in known.columns)
@@ -300,8 +319,10 @@ class Wal2Json:
         names, type_oids = [c.name for c in columns], [c.typeoid for c in columns]
         identity = self._identities.get((line.schema, line.table))
         if identity is None or identity.texts[:2] != (names, type_oids):
-            identity = _identify(relation, _Texts.of(names, type_oids))
-            self._identities[line.schema, line.table] = identity
+            reported = TableName(line.schema, line.table)
+            named = self._relations.named(reported, names)
+            identity = _identify(relation, _Texts.of(names, type_oids), named)
+            self._identities[reported] = identity
         values = _values(columns, identity.texts, payload, part="identity")
         key = tuple([values[position] for position in identity.key])
         if None in key:  # a key column is NOT NULL
@@ -323,9 +344,9 @@ def _look_at(nulls: Nulls, layout: _Layout, values: tuple[Text, ...], *, xid: in
         nulls.look_at(relation, names, relation.key_of(values), xid=xid or 0)
 
 
-def _identify(relation: Relation, texts: _Texts) -> _Identity:
+def _identify(relation: Relation, texts: _Texts, names: list[str]) -> _Identity:
     """Find key and row in a reported identity; raise ProtocolError where the key is not in it."""
-    at = {name: position for position, name in enumerate(texts.names)}
+    at = {name: position for position, name in enumerate(names)}
     missing = [name for name in relation.key if name not in at]
     if missing:
         raise ProtocolError(
@@ -397,7 +418,7 @@ def _from_raw(columns: list[_RawColumn]) -> list[_Column]:
     ]
 
 
-def _begin(line: _Line, _payload: Payload) -> Message:
+def _begin(line: _Line, _payload: Payload) -> Begin:
     if line.xid is None or line.timestamp is None:
         raise ProtocolError("wal2json sent a transaction without xid or timestamp")
     return Begin(line.xid, _lsn(line.lsn), datetime.fromisoformat(line.timestamp))
@@ -418,9 +439,9 @@ def _lsn(text: str) -> Lsn:
         raise ProtocolError("wal2json sent a transaction without LSNs") from None
 
 
-def options(tables: Iterable[TableName]) -> dict[str, str]:
-    """Give the plugin options for these tables (leaf partitions, not their roots)."""
-    return {
+def options(tables: Iterable[TableName] | None) -> dict[str, str]:
+    """Give the plugin options for these tables, by the names they are reported under; None: all."""
+    options = {
         "format-version": "2",
         "include-xids": "1",
         "include-timestamp": "1",
@@ -428,10 +449,12 @@ def options(tables: Iterable[TableName]) -> dict[str, str]:
         "include-types": "0",
         "include-type-oids": "1",
         "add-msg-prefixes": MESSAGE_PREFIX,
-        "add-tables": ",".join(
-            f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables
-        ),
     }
+    if tables is not None:
+        options["add-tables"] = ",".join(
+            f"{_escaped(name.schema)}.{_escaped(name.table)}" for name in tables
+        )
+    return options
 
 
 def _escaped(name: str) -> str:

@@ -339,17 +339,6 @@ def test_what_cannot_be_mirrored_is_refused_before_anything_is_made(
     assert write.rows("select 1 from pg_publication") == []
 
 
-def test_a_partitioned_table_is_refused_with_wal2json_which_would_leave_partitions_out(
-    write: Database, configuration: Configure
-) -> None:
-    write.run("create table p (id int primary key) partition by range (id)")
-    for source in ("public.p", "public.?"):
-        with pytest.raises(RegistryError, match=r"public\.p ") as caught:
-            setup.set_up(configuration("wal2json", mirrors=[{"source": source}]).settings())
-        assert "pgoutput" in str(caught.value.hint)
-    assert write.slots() == []
-
-
 def test_nothing_to_do_is_refused(configuration: Configure) -> None:
     with pytest.raises(RegistryError, match="nothing to do"):
         setup.set_up(configuration().settings())
