@@ -30,6 +30,7 @@ from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
+from cdc.source.snapshot import Snapshot
 from cdc.source.wal2json import Wal2Json
 from cdc.values import UNCHANGED, Text
 from tests.unit.test_lines import parsed
@@ -52,7 +53,7 @@ SCHEMA = {NAMES[name]: source_table(name) for name in KEYS}
 
 
 class Plugin(Protocol):
-    def decoder(self) -> Any: ...
+    def decoder(self, seen: Snapshot) -> Any: ...
     def describes(self, table: str) -> list[bytes]: ...
     def begin(self, lsn: int) -> bytes: ...
     def commit(self, lsn: int) -> bytes: ...
@@ -61,8 +62,8 @@ class Plugin(Protocol):
 
 
 class Pgoutput:
-    def decoder(self) -> PgOutput:
-        return PgOutput(Relations(SCHEMA), bulk=frozenset(SCHEMA))
+    def decoder(self, seen: Snapshot) -> PgOutput:
+        return PgOutput(Relations(SCHEMA, seen), bulk=frozenset(SCHEMA))
 
     def describes(self, table: str) -> list[bytes]:
         columns = b"".join(
@@ -73,7 +74,7 @@ class Pgoutput:
         return [head + struct.pack(">h", len(TYPES)) + columns]
 
     def begin(self, lsn: int) -> bytes:
-        return b"B" + struct.pack(">qqi", lsn, 0, 7)
+        return b"B" + struct.pack(">qqi", lsn, 0, lsn)
 
     def commit(self, lsn: int) -> bytes:
         return b"C" + struct.pack(">bqqq", 0, lsn, lsn + 1, 0)
@@ -100,18 +101,18 @@ class Pgoutput:
 
 
 class Wal2json:
-    def decoder(self) -> Wal2Json:
-        return Wal2Json(Relations(SCHEMA), bulk=frozenset(SCHEMA))
+    def decoder(self, seen: Snapshot) -> Wal2Json:
+        return Wal2Json(Relations(SCHEMA, seen), bulk=frozenset(SCHEMA))
 
     def describes(self, table: str) -> list[bytes]:  # noqa: ARG002  every line describes itself
         return []
 
-    def _line(self, action: str, rest: str) -> bytes:
-        head = f'{{"action":"{action}","xid":7,"timestamp":"2026-01-01 00:00:00+00"'
+    def _line(self, action: str, rest: str, xid: int = 7) -> bytes:
+        head = f'{{"action":"{action}","xid":{xid},"timestamp":"2026-01-01 00:00:00+00"'
         return f"{head}{rest}}}".encode()
 
     def begin(self, lsn: int) -> bytes:
-        return self._line("B", f',"lsn":"{Lsn(lsn)}","nextlsn":"{Lsn(lsn + 1)}"')
+        return self._line("B", f',"lsn":"{Lsn(lsn)}","nextlsn":"{Lsn(lsn + 1)}"', xid=lsn)
 
     def commit(self, lsn: int) -> bytes:
         return self._line("C", f',"lsn":"{Lsn(lsn)}","nextlsn":"{Lsn(lsn + 1)}"')
@@ -281,7 +282,7 @@ def registry(*exclude: str) -> Registry:
 
 def reader(plugin: Plugin, *, bulk_frames: int, piece_bytes: int, checkpoint: int = 0) -> Reader:
     return Reader(
-        plugin.decoder(),
+        plugin.decoder(Snapshot(50, frozenset({20, 30, 40}))),  # what the catalog has seen
         Assembler(Lsn(checkpoint), piece_bytes=piece_bytes),
         piece_bytes=piece_bytes,
         bulk_frames=bulk_frames,
