@@ -38,6 +38,11 @@ _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
 _JSON_KEYS = {"projection.modules", "projection.mirrors"}
 _PATH_VARIABLE = "CDC_CONFIG"
+_DRIVERS = (
+    *("postgresql", "postgresql+psycopg"),
+    *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
+    *("sqlite", "sqlite+pysqlite"),
+)
 
 
 def _table_name(text: str) -> str:
@@ -96,7 +101,8 @@ class Read(Section):
     """The read database, written through SQLAlchemy."""
 
     url: SecretStr = Field(
-        description="An SQLAlchemy URL; `postgresql+psycopg://` is supported today."
+        description="An SQLAlchemy URL: `postgresql+psycopg://`, `mysql+pymysql://` (MySQL and "
+        "MariaDB), or `sqlite:///read.db`, which needs no server."
     )
     batch_changes: int = Field(
         20_000, ge=1, description="The most changes applied in one read-database commit."
@@ -112,14 +118,14 @@ class Read(Section):
     @classmethod
     def _supported(cls, url: SecretStr) -> SecretStr:
         try:
-            backend = sa.make_url(url.get_secret_value()).get_backend_name()
+            parsed = sa.make_url(url.get_secret_value())
         except (sa.exc.ArgumentError, ValueError):
             raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
-        if backend != "postgresql":
-            raise ValueError(f"names the dialect {backend}; supported: postgresql")
-        driver = sa.make_url(url.get_secret_value()).drivername
-        if driver not in {"postgresql", "postgresql+psycopg"}:
-            raise ValueError(f"names the driver {driver}; supported: postgresql+psycopg")
+        if parsed.drivername not in _DRIVERS:
+            known = ", ".join(name for name in _DRIVERS if "+" in name or name == "sqlite")
+            raise ValueError(f"names {parsed.drivername}; supported: {known}")
+        if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+            raise ValueError("names no file: sqlite:///read.db")
         return url
 
 

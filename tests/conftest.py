@@ -20,6 +20,8 @@ from cdc.lsn import Lsn
 from cdc.servers import Installation, Server, find_installed, find_wheel
 from cdc.settings import Settings
 from cdc.source.slot import mark_now
+from tests.mariadb import MariaDB
+from tests.mariadb import find as mariadb_program
 
 ROOT = Path(__file__).parents[1]
 IN_CI = os.environ.get("CI") == "true"
@@ -79,6 +81,13 @@ def write_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def read_server() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    require(mariadb_program(), "a MariaDB server")
+    with MariaDB() as server:
         yield server
 
 

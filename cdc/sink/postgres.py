@@ -5,8 +5,7 @@ table and from there in one statement.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -15,7 +14,9 @@ from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.registry import sorted_tables
 from cdc.sink import copy_text
-from cdc.sink.engine import RowsRefused, driver_connection
+from cdc.sink.postgres_session import driver_connection
+from cdc.sink.refused import RowsRefused
+from cdc.sink.refused import values_refused as _values_refused
 
 _FEW: Final = 16
 _LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
@@ -318,15 +319,6 @@ class PostgresSink:
     def _name(self, table: sa.Table) -> str:
         parts = [table.schema, table.name] if table.schema else [table.name]
         return ".".join(map(self._quote, parts))
-
-
-@contextmanager
-def _values_refused() -> Iterator[None]:
-    """Tell of a value that the driver cannot send by its error's type alone."""
-    try:
-        yield
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RowsRefused(f"{type(error).__name__} while sending its values") from None
 
 
 def quoted(name: str) -> str:
