@@ -38,8 +38,9 @@ _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
 _JSON_KEYS = {"projection.modules", "projection.mirrors"}
 _PATH_VARIABLE = "CDC_CONFIG"
+_POSTGRES = ("postgresql", "postgresql+psycopg")
 _DRIVERS = (
-    *("postgresql", "postgresql+psycopg"),
+    *_POSTGRES,
     *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
     *("sqlite", "sqlite+pysqlite"),
 )
@@ -124,8 +125,8 @@ class Read(Section):
         if parsed.drivername not in _DRIVERS:
             known = ", ".join(name for name in _DRIVERS if "+" in name or name == "sqlite")
             raise ValueError(f"names {parsed.drivername}; supported: {known}")
-        if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-            raise ValueError("names no file: sqlite:///read.db")
+        if parsed.database in {None, "", ":memory:"} and parsed.drivername not in _POSTGRES:
+            raise ValueError("names no database: mysql+pymysql://user@host/db, sqlite:///read.db")
         return url
 
 

@@ -14,7 +14,7 @@ from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
-from cdc.sink import checkpoint, tables
+from cdc.sink import checkpoint, privileges, tables
 from cdc.sink import engine as read_database
 from cdc.source import publication, slot
 from cdc.source.catalog import describe
@@ -26,11 +26,6 @@ select current_setting('server_version_num')::int, current_setting('wal_level'),
        current_setting('server_encoding'), current_setting('max_slot_wal_keep_size'),
        current_setting('wal_sender_timeout')
 """
-_MAY: Final = sa.text("""
-select has_schema_privilege(current_schema(), 'create') as may_create,
-       has_database_privilege(current_database(), 'temporary') as may_stage,
-       current_schema() as schema, current_user as role, current_database() as database
-""")
 _ATTEMPT_MILLISECONDS: Final = 2000
 
 T = TypeVar("T")
@@ -82,7 +77,7 @@ def _check_source(
 
 
 def _read_connection(settings: Settings) -> sa.Connection:
-    engine = read_database.create_engine(settings.read.url.get_secret_value())
+    engine = read_database.create_engine(settings.read.url.get_secret_value(), reading=True)
     return read_database.connect(engine)
 
 
@@ -227,23 +222,15 @@ def _publication_finding(source: Connection, difference: publication.Difference)
 def _read_side(read: sa.Connection, plan: setup.Plan) -> Findings:
     wanted = [checkpoint.TABLE, *plan.registry.read_tables]
     with read_database.translated(), read.begin():
-        may = read.execute(_MAY).one()
+        tables.require_definable(read, wanted)
         absent = tables.missing(read, wanted)
-        misfits = (
-            tables.misfits(read, [t for t in wanted if t not in absent]) if may.may_stage else []
-        )
-    if absent and not may.may_create:
-        names = ", ".join(table.fullname for table in absent)
-        yield Finding(
-            f"read tables are missing, and {may.role} may not create them: {names}",
-            "rows need a place",
-            f"grant create on schema {may.schema} to {may.role}; or create them by hand",
-        )
-    if not may.may_stage:
-        yield Finding(
-            f"{may.role} may not create temporary tables",
-            "batches are staged in one",
-            f"grant temporary on database {may.database} to {may.role};",
-        )
+        lacks = privileges.lacks(read, absent)
+        if not any(lack.stages for lack in lacks):
+            present = [table for table in wanted if table not in absent]
+            misfits = tables.misfits(read, present)
+        else:
+            misfits = []
+    for lack in lacks:
+        yield Finding(lack.what, lack.why, lack.remedy)
     for misfit in misfits:
         yield Finding(str(misfit), "rows would not fit", misfit.hint or "")

@@ -109,7 +109,7 @@ def _require_precision(type_: Any, column: object) -> None:
     if type_.precision is None:
         raise ReadTableMismatch(
             f"the Numeric column {column} has no precision: MySQL would round it to whole numbers",
-            hint="sa.Numeric(20, 5), of at most 65 digits, 30 of them after the point; or sa.String",
+            hint="sa.Numeric(20, 5), at most 65 digits, 30 of them after the point; or sa.String",
         )
 
 

@@ -79,11 +79,8 @@ def create_engine(url: sa.URL, *, reading: bool) -> sa.Engine:
 
     Where it is for reading alone, a file that does not exist is not made: it reads as empty.
     """
-    parsed = url.set(drivername="sqlite+pysqlite")
-    if reading and not Path(str(url.database)).exists():
-        parsed = parsed.set(database=":memory:")
     engine = sa.create_engine(
-        parsed,
+        url.set(drivername="sqlite+pysqlite"),
         poolclass=sa.pool.NullPool,
         hide_parameters=True,
         connect_args={
@@ -94,9 +91,19 @@ def create_engine(url: sa.URL, *, reading: bool) -> sa.Engine:
         },
     )
     engine.dialect.type_compiler_instance = ExactTypes(engine.dialect)
+    if reading:
+        sa.event.listen(engine, "do_connect", _take_none_for_empty)
     sa.event.listen(engine, "connect", _read_only_session if reading else _session)
     sa.event.listen(engine, "begin", _begin_reading if reading else _begin_writing)
     return engine
+
+
+def _take_none_for_empty(
+    _dialect: object, _record: object, given: list[str], _named: object
+) -> None:
+    """Connect to a database in memory where the file does not exist."""
+    if not Path(given[0]).exists():
+        given[0] = ":memory:"
 
 
 def _session(connection: sqlite3.Connection, _record: object) -> None:
