@@ -66,7 +66,7 @@ def _mysql(connection: sa.Connection, absent: Sequence[sa.Table]) -> Iterator[La
         yield Lack(
             f"{may.role} lacks on database {may.name}: {', '.join(missing).lower()}",
             "read tables are made, written and staged there",
-            f"grant {', '.join(missing).lower()} on {may.name}.* to {may.role};",
+            f"grant {', '.join(missing).lower()} on `{may.name}`.* to {_quoted(may.role)};",
             stages="CREATE TEMPORARY TABLES" in missing,
         )
     problem = undurable(connection)
@@ -82,6 +82,12 @@ def _mysql(connection: sa.Connection, absent: Sequence[sa.Table]) -> Iterator[La
             "the daemon's transactions are READ COMMITTED, which that log cannot hold",
             "set global binlog_format = 'ROW'; and the same in the server's configuration",
         )
+
+
+def _quoted(role: str) -> str:
+    """Quote an account, which is told as `name@host`."""
+    name, _, host = role.rpartition("@")
+    return f"'{name}'@'{host}'"
 
 
 def _granted(connection: sa.Connection, database: str) -> set[str]:
