@@ -127,6 +127,15 @@ class ExactTables(MySQLDDLCompiler):
         parts += [self._index(index) for index in sorted(table.indexes, key=lambda i: str(i.name))]
         return ", \n\t".join(part for part in parts if part)
 
+    def define_constraint_deferrability(self, constraint: Any) -> str:
+        """Refuse a constraint that would wait: there is none."""
+        if constraint.deferrable or constraint.initially:
+            raise ReadTableMismatch(
+                f"a constraint of {constraint.table} is deferrable: MySQL knows none",
+                hint="leave `deferrable` out: see docs/read-databases.md for what comes out right",
+            )
+        return ""
+
     def _index(self, index: sa.Index) -> str:
         expressions: list[Any] = list(index.expressions)
         columns = ", ".join(

@@ -5,6 +5,7 @@ number they bring (MySQL's server and client error references).
 """
 
 import re
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -16,6 +17,12 @@ from cdc.sink.mysql_ddl import ExactTables, ExactTypes
 from cdc.sink.refused import RowsRefused
 
 _CONNECT_SECONDS: Final = 10
+_KEEPALIVES: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
 _A_YEAR: Final = 31_536_000
 
 # Strict: what does not fit is refused. A key of 0 must not be taken for "the next number".
@@ -92,7 +99,16 @@ def create_engine(url: sa.URL) -> sa.Engine:
     )
     engine.dialect.type_compiler_instance = ExactTypes(engine.dialect)
     engine.dialect.ddl_compiler = ExactTables
+    sa.event.listen(engine, "connect", _notice_a_host_that_vanished)
     return engine
+
+
+def _notice_a_host_that_vanished(connection: Any, _record: object) -> None:
+    """Let a connection to nowhere end in half a minute; PyMySQL itself waits for ever."""
+    channel = getattr(connection, "_sock", None)
+    if isinstance(channel, socket.socket) and channel.family != socket.AF_UNIX:
+        for option, value in _KEEPALIVES.items():
+            channel.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def canceller(connection: sa.Connection) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy.dialects.sqlite.base import SQLiteTypeCompiler
+from sqlalchemy.dialects.sqlite.base import SQLiteDDLCompiler, SQLiteTypeCompiler
 
 from cdc.errors import ReadTableMismatch
 from cdc.projection.mirror import PostgresType
@@ -37,3 +37,17 @@ class ExactTypes(SQLiteTypeCompiler):
 
     def visit_JSON(self, type_: Any, **kw: Any) -> str:
         return "TEXT"  # JSON has numeric affinity: a document that is one number would be rounded
+
+
+class ExactTables(SQLiteDDLCompiler):
+    """SQLAlchemy's tables, but for what is no SQL there."""
+
+    def visit_unique_constraint(self, constraint: Any, **kw: Any) -> str:
+        """Refuse a unique constraint that would wait: only foreign keys do."""
+        if constraint.deferrable or constraint.initially:
+            raise ReadTableMismatch(
+                f"a unique constraint of {constraint.table} is deferrable: SQLite knows none",
+                hint="leave `deferrable` out: see docs/read-databases.md for what comes out right",
+            )
+        unique: Any = super().visit_unique_constraint
+        return str(unique(constraint, **kw))

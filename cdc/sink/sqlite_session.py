@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
 from cdc.sink.refused import RowsRefused
-from cdc.sink.sqlite_ddl import ExactTypes
+from cdc.sink.sqlite_ddl import ExactTables, ExactTypes
 
 _BUSY_SECONDS: Final = 10.0
 
@@ -91,6 +91,7 @@ def create_engine(url: sa.URL, *, reading: bool) -> sa.Engine:
         },
     )
     engine.dialect.type_compiler_instance = ExactTypes(engine.dialect)
+    engine.dialect.ddl_compiler = ExactTables
     if reading:
         sa.event.listen(engine, "do_connect", _take_none_for_empty)
     sa.event.listen(engine, "connect", _read_only_session if reading else _session)

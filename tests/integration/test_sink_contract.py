@@ -569,6 +569,87 @@ def test_rows_that_reference_their_own_table_come_in_the_order_of_their_commits(
     assert sink.rows("tree") == []
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_sqlite_checks_foreign_keys_that_wait_while_the_transaction_can_be_told(
+    sink_of: Callable[..., Sink],
+) -> None:
+    metadata = sa.MetaData()
+    waits: dict[str, Any] = {"deferrable": True, "initially": "DEFERRED"}
+    tables_ = [
+        sa.Table(
+            name,
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("other", sa.ForeignKey(f"{target}.id", name=name, use_alter=True, **waits)),
+        )
+        for name, target in (("a", "b"), ("b", "a"))
+    ]
+    sink = sink_of(*tables_)
+    a, b = tables_
+    sink.apply(Upsert(a, id=1, other=1), Upsert(b, id=1, other=1))
+    with pytest.raises(WriteRefused, match=r"committed at 0/6E as a whole.*FOREIGN KEY.*table a"):
+        sink.apply(Upsert(a, id=2, other=2))
+    assert (sink.rows("a"), sink.rows("b")) == ([(1, 1)], [(1, 1)])
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_swap_takes_no_other_rows_with_it(sink_of: Callable[..., Sink], dialect: str) -> None:
+    table = deferrable(dialect)
+    child = sa.Table(
+        "child",
+        table.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("u_id", sa.ForeignKey("u.id", ondelete="CASCADE")),
+    )
+    sink = sink_of(table, child)
+    sink.apply(
+        Upsert(table, id=1, name="a"), Upsert(table, id=2, name="b"), Upsert(child, id=1, u_id=1)
+    )
+    with pytest.raises(WriteRefused, match=r"u \(id=1\)"):
+        sink.apply(Upsert(table, id=1, name="b"), Upsert(table, id=2, name="a"))
+    assert sink.rows("child") == [(1, 1)]
+    sink.writer.open()
+    sink.write(  # step by step it can be had
+        sink.batch(
+            sink.transaction(Upsert(table, id=1, name="aside")),
+            sink.transaction(Upsert(table, id=2, name="a"), Upsert(table, id=1, name="b")),
+        )
+    )
+    assert [row[:2] for row in sink.rows("u")] == [(1, "b"), (2, "a")]
+    assert sink.rows("child") == [(1, 1)]
+
+
+@pytest.mark.parametrize("dialect", ["mariadb", "sqlite"])
+def test_a_unique_constraint_that_would_wait_is_refused_at_setup(
+    sink_of: Callable[..., Sink],
+) -> None:
+    with pytest.raises(ReadTableMismatch, match="u is deferrable"):
+        sink_of(deferrable("postgres"))
+
+
+@pytest.mark.parametrize("dialect", ["mariadb"])
+def test_a_swap_in_mariadb_cascades_to_no_other_rows(
+    sink_of: Callable[..., Sink], dialect: str, number: int
+) -> None:
+    table = deferrable(dialect)
+    child = sa.Table(
+        "child",
+        table.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("u_id", sa.ForeignKey("u.id", ondelete="CASCADE")),
+    )
+    sink = sink_of(table, child)
+    keys = range(number)
+    sink.apply(
+        *(Upsert(table, id=k, name=f"n{k}") for k in keys),
+        *(Upsert(child, id=k, u_id=k) for k in keys),
+    )
+    sink.apply(*(Upsert(table, id=k, name=f"n{(k + 1) % number}") for k in keys))
+    assert len(sink.rows("child")) == number
+    with pytest.raises(WriteRefused):  # foreign keys are on again
+        sink.apply(Upsert(child, id=1000, u_id=1000))
+
+
 # What is refused.
 
 REFUSED = sa.Table(
