@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cdc.demo import application
 from cdc.lsn import Lsn
 from cdc.operate import setup
 from cdc.operate.compare import TableComparison, compare
@@ -23,7 +24,9 @@ from cdc.settings import load as load_settings
 from cdc.sink.engine import create_engine
 from cdc.source.connection import connect
 from tests.acceptance.conftest import SECONDS, until
-from tests.conftest import require, toml
+from tests.conftest import ROOT, require, toml
+from tests.mariadb import MariaDB
+from tests.mariadb import find as find_mariadb
 from tests.read_databases import MariaRead, ReadDatabase, SQLiteRead
 
 KILLS = 8
@@ -175,7 +178,7 @@ class Pipeline:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
-    return {**kept, "COLUMNS": "500"}
+    return {**kept, "COLUMNS": "500", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(params=["mariadb", "sqlite"])
@@ -247,6 +250,67 @@ def workload(pipeline: Pipeline, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [tool, *options, pipeline.write.dsn(pipeline.name)], stdout=-3, stderr=-3
     )
+
+
+BLOG = Path(application.__file__)
+
+
+def serve(pipeline: Pipeline) -> subprocess.Popen[bytes]:
+    """Let the demo's application make its tables and write to them."""
+    url = pipeline.write.url(pipeline.name)
+    subprocess.run([sys.executable, BLOG, "migrate", url], check=True)
+    assert pipeline.cdc("setup").returncode == 0
+    started = subprocess.Popen([sys.executable, BLOG, "serve", url], stdout=-3, stderr=-3)
+    pipeline.processes.append(started)
+    return started
+
+
+def test_projectors_write_their_read_models_to_it(one_pipeline: Pipeline) -> None:
+    with one_pipeline.config.open("a") as file:
+        file.write('[projection]\nmodules = ["projectors.blog"]\n')
+    one_pipeline.mirror("public.authors")
+    blog = serve(one_pipeline)
+    process = one_pipeline.start()
+    count = "select count(*) from comment_read"
+    until(lambda: one_pipeline.store.query(count)[0][0] > 500, what="comments are read")
+    blog.terminate()
+    blog.wait()
+    one_pipeline.caught_up()
+    found = one_pipeline.compared()
+    assert set(found) == {"authors", "comment_read", "post_read"}
+    for comparison in found.values():
+        assert comparison.equal, comparison
+        assert comparison.rows
+    process.terminate()
+    assert process.wait(SECONDS) == 0
+
+
+def test_a_mariadb_server_that_is_killed_and_restarted_under_writes_loses_nothing(
+    write: Server, tmp_path: Path
+) -> None:
+    require(find_mariadb(), "a MariaDB server")
+    with MariaDB() as server:
+        pipeline = Pipeline(write, MariaRead(server), tmp_path, "pgoutput")
+        pipeline.source(TABLES)
+        pipeline.mirror("public.kinds", "public.small", insert_only="public.logged")
+        assert pipeline.cdc("setup").returncode == 0
+        process = pipeline.start()
+        writes = workload(pipeline, tmp_path)
+        for _ in range(3):
+            before = pipeline.checkpoint()
+            until(lambda before=before: pipeline.checkpoint() > before, what="it applies something")
+            server.kill()
+            server.start()
+        writes.terminate()
+        writes.wait()
+        pipeline.caught_up()
+        found = pipeline.compared()
+        for name in ("kinds", "small"):
+            assert found[name].equal, found[name]
+        count = "select count(*) from logged"
+        assert pipeline.store.query(count) == pipeline.source(count)
+        assert process.poll() is None
+        pipeline.close()
 
 
 def test_setup_then_check_then_status_then_run_then_drop(one_pipeline: Pipeline) -> None:
