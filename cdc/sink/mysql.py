@@ -17,13 +17,17 @@ from cdc.projection.mirror import PostgresType
 from cdc.sink.binding import Binding, Row
 from cdc.sink.mysql_ddl import key_bytes, key_characters
 from cdc.sink.mysql_session import NOT_UNIQUE, error_number
-from cdc.sink.portable import PortableSink, Writes, not_key
+from cdc.sink.portable import PortableSink, Writes, not_key, tied
 from cdc.sink.refused import RowsRefused
 from cdc.sink.storage import Storage, length_of, storage_of
 
 _FEW: Final = 8
 _DURABLE: Final = "select @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog"
 _ASIDE: Final = "cdc_aside"
+_REFERENCED: Final = """
+select referenced_column_name from information_schema.key_column_usage
+where referenced_table_schema = coalesce(%s, database()) and referenced_table_name = %s
+"""
 _MOST_PER_CHARACTER: Final = 4  # bytes, as UTF-8 or escaped
 _STATEMENT_BYTES: Final = 16_384  # of a statement beside its values
 
@@ -149,6 +153,7 @@ class MySQLSink(PortableSink):
 
     def _set_aside(self, table: sa.Table, writes: Writes) -> None:
         """Take the rows out into a scratch table, give them their values there, put them back."""
+        self._require_loose(table)
         name = self._name(table)
         columns = self._stored_columns(table)
         listed = ", ".join(map(self._quote, columns))
@@ -170,6 +175,12 @@ class MySQLSink(PortableSink):
                 )
         self._run(f"insert into {name} ({listed}) select {listed} from {_ASIDE}")
         self._run(f"drop temporary table {_ASIDE}")
+
+    def _require_loose(self, table: sa.Table) -> None:
+        """Refuse where rows refer to other columns than the key, which stays as it is."""
+        found = self._run(_REFERENCED, [(table.schema, table.name)]).scalars()
+        if set(found) - set(key_columns(table)):
+            raise tied(table)
 
     def _take_out(self, joined: str) -> None:
         """Delete rows that will be put back: nothing that refers to them must go with them."""

@@ -16,7 +16,7 @@ from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.registry import sorted_tables
 from cdc.sink.binding import Binding, Row
-from cdc.sink.refused import values_refused
+from cdc.sink.refused import RowsRefused, values_refused
 from cdc.sink.sink import Sink
 
 Writes = dict[tuple[type, Shape], list[Row]]
@@ -173,3 +173,11 @@ def not_key(shape: Shape) -> list[str]:
     """Name the columns that are not part of the key."""
     key = key_columns(shape.table)
     return [name for name in shape.columns if name not in key]
+
+
+def tied(table: sa.Table) -> RowsRefused:
+    """Say that a table's rows cannot be set aside."""
+    return RowsRefused(
+        f"a unique constraint of {table.name} is violated on the way, and its rows cannot be set "
+        "aside: a foreign key would change others with them"
+    )

@@ -7,16 +7,16 @@ import sqlalchemy as sa
 from cdc.operation import Shape, key_columns
 from cdc.projection.batch import Segment
 from cdc.sink.binding import Binding, Row
-from cdc.sink.portable import PortableSink, Writes, not_key
+from cdc.sink.portable import PortableSink, Writes, not_key, tied
 from cdc.sink.refused import RowsRefused
 from cdc.sink.sqlite_session import NOT_UNIQUE, database_file, driver_connection, error_code
 
 _ASIDE: Final = "temp.cdc_aside"
-_CASCADES: Final = """
-select count(*) from sqlite_master m, pragma_foreign_key_list(m.name) f
-where m.type = 'table' and lower(f."table") = lower(?) and f.on_delete not in
-      ('NO ACTION', 'RESTRICT')
+_REFERENCES: Final = """
+select f.on_delete, f."to" from sqlite_master m, pragma_foreign_key_list(m.name) f
+where m.type = 'table' and lower(f."table") = lower(?)
 """
+_HARMLESS: Final = ("NO ACTION", "RESTRICT")
 
 
 class SQLiteSink(PortableSink):
@@ -49,9 +49,7 @@ class SQLiteSink(PortableSink):
         """Check the foreign keys of the tables written that wait for the commit."""
         for table in self._written:
             if any(fk.deferrable for fk in table.foreign_key_constraints):
-                name = self._quote(table.name)
-                if self._run(f"pragma foreign_key_check({name})").fetchmany(1):
-                    raise RowsRefused(f"FOREIGN KEY constraint failed, table {table.name}")
+                self._check_foreign_keys(table)
 
     def committed(self) -> None:
         """Note that the transaction is over."""
@@ -82,10 +80,10 @@ class SQLiteSink(PortableSink):
     def _set_aside(self, table: sa.Table, writes: Writes) -> None:
         """Take the rows out into a scratch table, give them their values there, put them back."""
         name, is_key = self._name(table), self._equal(key_columns(table))
-        self._require_no_cascade(table)
+        self._require_loose(table)
         columns = ", ".join(map(self._quote, self._stored_columns(table)))
         key = ", ".join(map(self._quote, key_columns(table)))
-        self._run("pragma defer_foreign_keys = on")  # until the commit; they are checked there
+        self._run("pragma defer_foreign_keys = on")  # rows that refer to these must wait for them
         self._run(f"create table {_ASIDE} as select {columns} from {name} where false")
         self._run(f"create unique index temp.cdc_aside_key on cdc_aside ({key})")
         for (_, shape), rows in writes.items():
@@ -96,13 +94,20 @@ class SQLiteSink(PortableSink):
                 self._update_each(_ASIDE, shape, rows)
         self._run(f"insert into {name} ({columns}) select {columns} from {_ASIDE}")
         self._run(f"drop table {_ASIDE}")
+        self._run("pragma defer_foreign_keys = off")
+        if table.foreign_key_constraints:
+            self._check_foreign_keys(table)
 
-    def _require_no_cascade(self, table: sa.Table) -> None:
-        if self._run(_CASCADES, [(table.name,)]).scalar():
-            raise RowsRefused(
-                f"UNIQUE constraint failed, table {table.name}: its rows cannot be set aside, for "
-                "a foreign key would delete others with them"
-            )
+    def _require_loose(self, table: sa.Table) -> None:
+        """Refuse where rows that refer to these would go with them, or be left behind."""
+        key = {None, *key_columns(table)}
+        for row in self._run(_REFERENCES, [(table.name,)]):
+            if row.on_delete not in _HARMLESS or row.to not in key:
+                raise tied(table)
+
+    def _check_foreign_keys(self, table: sa.Table) -> None:
+        if self._run(f"pragma foreign_key_check({self._quote(table.name)})").fetchmany(1):
+            raise RowsRefused(f"FOREIGN KEY constraint failed, table {table.name}")
 
     def _stored_columns(self, table: sa.Table) -> list[str]:
         """Name the columns that are not generated, those the read model does not know too."""

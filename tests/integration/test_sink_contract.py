@@ -3,6 +3,7 @@
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from itertools import count
@@ -31,7 +32,7 @@ from cdc.projection.batch import Batch
 from cdc.projection.mirror import PostgresType
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint, tables
-from cdc.sink.engine import create_engine
+from cdc.sink.engine import canceller, create_engine
 from cdc.sink.writer import Writer
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
 
@@ -620,6 +621,57 @@ def test_a_swap_takes_no_other_rows_with_it(sink_of: Callable[..., Sink], dialec
 
 
 @pytest.mark.parametrize("dialect", ["mariadb", "sqlite"])
+def test_rows_that_refer_to_a_unique_column_are_not_left_behind_by_a_swap(
+    sink_of: Callable[..., Sink], dialect: str
+) -> None:
+    table = deferrable(dialect)
+    child = sa.Table(
+        "child",
+        table.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("u_name", sa.ForeignKey("u.name")),
+    )
+    sink = sink_of(table, child)
+    sink.apply(
+        Upsert(table, id=1, name="a"),
+        Upsert(table, id=2, name="b"),
+        Upsert(child, id=1, u_name="a"),
+    )
+    with pytest.raises(WriteRefused, match=r"u \(id=1\)"):
+        sink.apply(Upsert(table, id=1, name="b"), Upsert(table, id=2, name="c"))
+    assert sink.rows("child") == [(1, "a")]
+    assert [row[:2] for row in sink.rows("u")] == [(1, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize("dialect", ["mariadb", "sqlite"])
+def test_a_swap_does_not_hide_a_parent_that_is_missing(
+    sink_of: Callable[..., Sink], number: int
+) -> None:
+    parent, _ = families()
+    table = sa.Table(
+        "u",
+        parent.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(20), unique=True),
+        sa.Column("parent_id", sa.ForeignKey("parent.id")),
+    )
+    sink = sink_of(parent, table)
+    keys = range(number)
+    sink.apply(
+        Upsert(parent, id=1), *(Upsert(table, id=k, name=f"n{k}", parent_id=1) for k in keys)
+    )
+    swapped = [Upsert(table, id=k, name=f"n{(k + 1) % number}", parent_id=1) for k in keys]
+    sink.apply(*swapped)
+    before = sink.rows("u")
+    with pytest.raises(WriteRefused):
+        sink.apply(
+            *(Upsert(table, id=k, name=f"n{k}", parent_id=1) for k in keys),
+            Upsert(table, id=0, name="n0", parent_id=999),
+        )
+    assert sink.rows("u") == before
+
+
+@pytest.mark.parametrize("dialect", ["mariadb", "sqlite"])
 def test_a_unique_constraint_that_would_wait_is_refused_at_setup(
     sink_of: Callable[..., Sink],
 ) -> None:
@@ -832,6 +884,21 @@ def test_a_session_that_was_ended_between_pieces_means_to_stream_them_again(sink
         sink.write(sink.batch(sink.transaction(Upsert(T, id=999, a="y"))))
     assert sink.rows() == []
     assert sink.stored() == START
+
+
+@pytest.mark.parametrize("dialect", ["postgres", "mariadb"])
+def test_a_write_that_waits_for_a_lock_is_ended_by_a_stop(sink: Sink) -> None:
+    sink.apply(Upsert(T, id=1, a="x"))
+    with sink.engine.connect() as other, other.begin():
+        other.execute(sa.update(T).values(a="mine"))
+        cancel = canceller(sink.connection)
+        with ThreadPoolExecutor(1) as pool:
+            write = pool.submit(sink.apply, Upsert(T, id=1, a="y"))
+            while not write.done():  # it may not wait yet: a stop says so again
+                cancel()
+                wait([write], timeout=0.05)
+            with pytest.raises(ReadUnavailable):
+                write.result()
 
 
 # Values.
