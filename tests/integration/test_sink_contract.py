@@ -31,7 +31,7 @@ from cdc.operation import Append, Move, shape_of
 from cdc.projection.batch import Batch
 from cdc.projection.mirror import PostgresType
 from cdc.projection.registry import Registry
-from cdc.sink import checkpoint, tables
+from cdc.sink import checkpoint, sqlite_session, tables
 from cdc.sink.engine import canceller, create_engine
 from cdc.sink.writer import Writer
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
@@ -1155,6 +1155,26 @@ def test_a_server_that_may_lose_commits_is_refused(store: ReadDatabase) -> None:
             Writer(create_engine(store.url), "s").open()
     finally:
         store.query("set global innodb_flush_log_at_trx_commit = 1")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_sqlite_that_another_process_writes_to_is_tried_again(
+    store: ReadDatabase, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(sqlite_session, "_BUSY_SECONDS", 0.05)
+    sink = Sink(store, T)
+    batch = sink.batch(sink.transaction(*upserts(range(number), a="x")))
+    other = sqlite3.connect(store.url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("begin immediate")
+    for _ in range(2):
+        with pytest.raises(ReadUnavailable, match="SQLITE_BUSY"):
+            sink.write(batch)
+    other.execute("rollback")
+    other.close()
+    sink.write(batch)
+    assert len(sink.rows()) == number
+    assert sink.stored() == sink.lsn
+    sink.writer.close()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
