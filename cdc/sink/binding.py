@@ -112,10 +112,10 @@ class Binding:
         process = type_.bind_processor(self._dialect) or _same
         wanted = next((wanted for kind, wanted in _WANTED if isinstance(type_, kind)), (object,))
         limited = self._limited(column, _same) if isinstance(type_, sa.String) else _same
-        in_utc = isinstance(type_, sa.DateTime)
+        in_utc, is_day = isinstance(type_, sa.DateTime), isinstance(type_, sa.Date)
 
         def bind(value: Any) -> Any:
-            if not isinstance(value, wanted):
+            if not isinstance(value, wanted) or (is_day and isinstance(value, datetime)):
                 raise RowsRefused(f"a {type(value).__name__} is no value of its type")
             value = process(_in_utc(value) if in_utc else value)
             return _sendable(limited(value))

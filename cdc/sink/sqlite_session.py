@@ -68,10 +68,12 @@ class LockingConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """Close, then let the lock go."""
-        super().close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            super().close()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
 
 def create_engine(url: sa.URL, *, reading: bool) -> sa.Engine:

@@ -34,6 +34,7 @@ from cdc.projection.registry import Registry
 from cdc.sink import checkpoint, sqlite_session, tables
 from cdc.sink.engine import canceller, create_engine
 from cdc.sink.writer import Writer
+from tests.conftest import ROOT
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
 
 SECRET = "s3cr3t"
@@ -713,6 +714,7 @@ REFUSED = sa.Table(
     sa.Column("needed", sa.Text, nullable=False, server_default=""),
     sa.Column("checked", sa.Text),
     sa.Column("at", sa.DateTime),
+    sa.Column("day", sa.Date),
     sa.Column("amount", sa.Numeric(10, 2).with_variant(sa.Text, "sqlite")),
     sa.CheckConstraint(f"checked <> '{SECRET}'", name="no_secret"),
 )
@@ -768,6 +770,7 @@ def test_a_refused_row_is_named_by_projector_and_key_and_never_by_values(
         {"n": 1.5},
         {"n": Decimal("1.5")},
         {"at": "2024-01-01"},
+        {"day": NOW},
     ],
     ids=str,
 )
@@ -974,6 +977,38 @@ def test_what_a_mirror_carries_is_stored_natively_where_all_of_it_fits_and_else_
     for kind in (Upsert, Upsert, Update):
         sink.apply(*(kind.of(shape, (str(k), *values)) for k in range(number)))
         assert sink.rows("mirrored") == [(k, *expected) for k in range(number)]
+
+
+COMPUTED = {
+    "mariadb": "alter table orders add amount_dec decimal(12,2) as (cast(amount as decimal(12,2)))",
+    "sqlite": "alter table orders add amount_num as (cast(amount as real))",
+}
+
+
+@pytest.mark.parametrize("dialect", COMPUTED)
+def test_a_column_that_is_added_to_compute_with_a_text_is_as_the_documentation_has_it(
+    sink_of: Callable[..., Sink], dialect: str, number: int
+) -> None:
+    assert COMPUTED[dialect] in (ROOT / "docs" / "read-databases.md").read_text()
+    table = sa.Table(
+        "orders",
+        sa.MetaData(),
+        sa.Column("id", PostgresType("integer"), primary_key=True),
+        sa.Column("amount", PostgresType("numeric(12,2)")),
+    )
+    sink = sink_of(table)
+    shape = shape_of(table, ("id", "amount"), text=True)
+    sink.store.query(COMPUTED[dialect])
+    sink.apply(
+        Upsert.of(shape, ("0", "NaN")),
+        *(Upsert.of(shape, (str(k), "1.50")) for k in range(1, number)),
+    )
+    (total,) = sink.store.query(
+        f"select sum({COMPUTED[dialect].split()[4]}) from orders where amount <> 'NaN'"
+    )
+    assert float(total[0]) == 1.5 * (number - 1)
+    with sink.connection.begin():
+        assert tables.misfits(sink.connection, [table]) == []
 
 
 KEYS = {
