@@ -136,7 +136,7 @@ _TYPES = (
 _OF_USERS = "a domain is stored as its base type, an enum and any other type as its text"
 
 
-def type_table() -> str:
+def storage_table() -> str:
     """Describe what each type of a mirrored column is stored as."""
     rows = [
         "| Postgres | MySQL, MariaDB | there, as the only key column | SQLite |",
@@ -161,7 +161,7 @@ def _stored(url: str, type_sql: str, *, primary_key: bool) -> str:
 
 def read_databases_page() -> str:
     """Put the table between the prose of docs/read-databases.md."""
-    return _between("read-databases.md", "types", type_table())
+    return _between("read-databases.md", "storage", storage_table())
 
 
 def error_page() -> str:
