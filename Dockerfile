@@ -3,7 +3,7 @@ WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY cdc cdc
 COPY projectors projectors
-RUN pip install --no-cache-dir --prefix=/install .
+RUN pip install --no-cache-dir --prefix=/install '.[mysql]'
 
 FROM python:3.13-slim
 COPY --from=build /install /usr/local

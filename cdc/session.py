@@ -18,7 +18,7 @@ from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
-from cdc.sink.engine import driver_connection
+from cdc.sink.engine import canceller
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -96,7 +96,7 @@ class Session:
     def _begin(self, retry: Retry) -> tuple[Pipeline, Lsn]:
         read = self._writer.open()
         with (
-            self._interruptible(driver_connection(read)),
+            self._interruptible(canceller(read)),
             self._connection(connect) as source,
             self._connection(connect_replication) as replication,
         ):
@@ -123,7 +123,7 @@ class Session:
         """Hold a connection that a stop interrupts; closed unless the pipeline takes it over."""
         connection = open_(self._dsn)
         try:
-            with self._interruptible(connection):
+            with self._interruptible(partial(_cancel, connection)):
                 yield connection
         except BaseException:
             connection.close()
@@ -132,9 +132,8 @@ class Session:
             connection.close()
 
     @contextmanager
-    def _interruptible(self, connection: Connection) -> Iterator[None]:
-        """Let a stop cancel what the connection is waiting for; then raise Stopped."""
-        cancel = partial(_cancel, connection)
+    def _interruptible(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Let a stop cancel what a connection is waiting for; then raise Stopped."""
         self._interrupts.append(cancel)
         try:
             yield
@@ -190,7 +189,7 @@ class Session:
         assert self.stream is not None  # noqa: S101  it was started
         settings = self._settings
         self.exchange = Exchange(settings.source.queue_bytes)
-        bulk = plan.registry.in_bulk
+        bulk = plan.registry.in_bulk if self._writer.takes_lines else frozenset()
         decoder: Decoder
         if settings.source.plugin == "wal2json":
             decoder = Wal2Json(relations, nulls, bulk=bulk)

@@ -38,6 +38,12 @@ _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
 _JSON_KEYS = {"projection.modules", "projection.mirrors", "source.trust_nulls"}
 _PATH_VARIABLE = "CDC_CONFIG"
+_POSTGRES = ("postgresql", "postgresql+psycopg")
+_DRIVERS = (
+    *_POSTGRES,
+    *("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql"),
+    *("sqlite", "sqlite+pysqlite"),
+)
 
 
 def _table_name(text: str) -> str:
@@ -102,7 +108,8 @@ class Read(Section):
     """The read database, written through SQLAlchemy."""
 
     url: SecretStr = Field(
-        description="An SQLAlchemy URL; `postgresql+psycopg://` is supported today."
+        description="An SQLAlchemy URL: `postgresql+psycopg://`, `mysql+pymysql://` (MySQL and "
+        "MariaDB), or `sqlite:///read.db`, which needs no server."
     )
     batch_changes: int = Field(
         20_000, ge=1, description="The most changes applied in one read-database commit."
@@ -118,14 +125,14 @@ class Read(Section):
     @classmethod
     def _supported(cls, url: SecretStr) -> SecretStr:
         try:
-            backend = sa.make_url(url.get_secret_value()).get_backend_name()
+            parsed = sa.make_url(url.get_secret_value())
         except (sa.exc.ArgumentError, ValueError):
             raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
-        if backend != "postgresql":
-            raise ValueError(f"names the dialect {backend}; supported: postgresql")
-        driver = sa.make_url(url.get_secret_value()).drivername
-        if driver not in {"postgresql", "postgresql+psycopg"}:
-            raise ValueError(f"names the driver {driver}; supported: postgresql+psycopg")
+        if parsed.drivername not in _DRIVERS:
+            known = ", ".join(name for name in _DRIVERS if "+" in name or name == "sqlite")
+            raise ValueError(f"names {parsed.drivername}; supported: {known}")
+        if parsed.database in {None, "", ":memory:"} and parsed.drivername not in _POSTGRES:
+            raise ValueError("names no database: mysql+pymysql://user@host/db, sqlite:///read.db")
         return url
 
 

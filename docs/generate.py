@@ -5,14 +5,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import sqlalchemy as sa
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import cdc.demo  # noqa: F401  for the errors it defines
 from cdc import errors
 from cdc.observe.metrics import Metrics
+from cdc.projection.mirror import PostgresType
 from cdc.servers import ServerFailed
 from cdc.settings import MirrorSettings, Settings
+from cdc.sink.engine import create_engine
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by docs/generate.py: change the code, and run it. -->\n"
@@ -124,16 +127,54 @@ def _tree(kind: type[errors.CdcError], depth: int) -> Iterator[tuple[int, type[e
             yield from _tree(child, depth + 1)
 
 
+_TYPES = (
+    *("smallint", "integer", "bigint", "oid", "boolean", "bytea", "uuid"),
+    *("time without time zone", "numeric(12,2)", "numeric", "real", "double precision", "money"),
+    *("text", "character varying(20)", "character(5)", "date", "timestamp without time zone"),
+    *("timestamp with time zone", "time with time zone", "interval", "json", "jsonb", "integer[]"),
+    *("int4range", "inet", "bit(3)", "point", "tsvector", "xml"),
+)
+_OF_USERS = "a domain is stored as its base type, an enum and any other type as its text"
+
+
+def storage_table() -> str:
+    """Describe what each type of a mirrored column is stored as."""
+    rows = [
+        "| Postgres | MySQL, MariaDB | there, as the only key column | SQLite |",
+        "|---|---|---|---|",
+    ]
+    for type_sql in _TYPES:
+        mysql, key = (
+            _stored("mysql+pymysql://h/d", type_sql, primary_key=k) for k in (False, True)
+        )
+        sqlite = _stored("sqlite:///f", type_sql, primary_key=False)
+        rows.append(f"| `{type_sql}` | {mysql} | {'same' if key == mysql else key} | {sqlite} |")
+    return "\n".join([*rows, f"| types of your own | {_OF_USERS} | likewise | likewise |"]) + "\n"
+
+
+def _stored(url: str, type_sql: str, *, primary_key: bool) -> str:
+    column = sa.Column("c", PostgresType(type_sql), primary_key=primary_key)
+    sa.Table("t", sa.MetaData(), column)
+    compiler = create_engine(url).dialect.type_compiler_instance
+    said = str(compiler.process(column.type, type_expression=column))
+    return f"`{said.partition(' CHARACTER SET')[0]}`"
+
+
+def read_databases_page() -> str:
+    """Put the table between the prose of docs/read-databases.md."""
+    return _between("read-databases.md", "storage", storage_table())
+
+
 def error_page() -> str:
     """Put the table between the prose of docs/errors.md."""
     return _between("errors.md", "errors", error_table())
 
 
-def _between(page: str, mark: str, table: str) -> str:
+def _between(page: str, mark: str, made: str) -> str:
     text = (HERE / page).read_text() if (HERE / page).exists() else ""
     before, _, rest = text.partition(f"<!-- {mark} -->")
     _, _, after = rest.partition(f"<!-- /{mark} -->")
-    return f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
+    return f"{before}<!-- {mark} -->\n{made}<!-- /{mark} -->{after}"
 
 
 def type_table() -> str:
@@ -173,8 +214,9 @@ def type_page() -> str:
 
 PAGES = {
     "configuration.md": configuration,
-    "metrics.md": metrics,
     "errors.md": error_page,
+    "metrics.md": metrics,
+    "read-databases.md": read_databases_page,
     "types.md": type_page,
 }
 

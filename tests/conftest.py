@@ -23,6 +23,8 @@ from cdc.settings import Settings
 from cdc.source.connection import connect_replication
 from cdc.source.slot import knows_options, mark_now, try_plugin
 from cdc.source.wal2json import AS_STRINGS
+from tests.mariadb import MariaDB
+from tests.mariadb import find as mariadb_program
 
 ROOT = Path(__file__).parents[1]
 IN_CI = os.environ.get("CI") == "true"
@@ -90,6 +92,13 @@ def write_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def read_server() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    require(mariadb_program(), "a MariaDB server")
+    with MariaDB() as server:
         yield server
 
 

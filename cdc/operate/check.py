@@ -14,7 +14,7 @@ from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
-from cdc.sink import checkpoint, source_columns, tables
+from cdc.sink import checkpoint, privileges, source_columns, tables
 from cdc.sink import engine as read_database
 from cdc.source import publication, slot, wal2json
 from cdc.source.catalog import describe
@@ -26,11 +26,6 @@ select current_setting('server_version_num')::int, current_setting('wal_level'),
        current_setting('server_encoding'), current_setting('max_slot_wal_keep_size'),
        current_setting('wal_sender_timeout')
 """
-_MAY: Final = sa.text("""
-select has_schema_privilege(current_schema(), 'create') as may_create,
-       has_database_privilege(current_database(), 'temporary') as may_stage,
-       current_schema() as schema, current_user as role, current_database() as database
-""")
 _ATTEMPT_MILLISECONDS: Final = 2000
 
 T = TypeVar("T")
@@ -85,7 +80,7 @@ def _check_source(
 
 
 def _read_connection(settings: Settings) -> sa.Connection:
-    engine = read_database.create_engine(settings.read.url.get_secret_value())
+    engine = read_database.create_engine(settings.read.url.get_secret_value(), reading=True)
     return read_database.connect(engine)
 
 
@@ -264,28 +259,16 @@ def _read_side(read: sa.Connection, plan: setup.Plan, settings: Settings) -> Fin
     wanted = [checkpoint.TABLE, source_columns.TABLE, *plan.registry.read_tables]
     follow = settings.projection.follow_schema
     with read_database.translated(), read.begin():
+        tables.require_definable(read, wanted)
         known = source_columns.load(read, settings.source.slot)
         # Raises SchemaChanged; what the daemon would add to a read table is no misfit.
         followed = {t for t, _ in schema_change.fit(read, plan.mirrored, known, follow=follow)}
-        may = read.execute(_MAY).one()
         absent = tables.missing(read, wanted)
-        misfits = (
-            tables.misfits(read, [t for t in wanted if t not in {*absent, *followed}])
-            if may.may_stage
-            else []
-        )
-    if absent and not may.may_create:
-        names = ", ".join(table.fullname for table in absent)
-        yield Finding(
-            f"read tables are missing, and {may.role} may not create them: {names}",
-            "rows need a place",
-            f"grant create on schema {may.schema} to {may.role}; or create them by hand",
-        )
-    if not may.may_stage:
-        yield Finding(
-            f"{may.role} may not create temporary tables",
-            "batches are staged in one",
-            f"grant temporary on database {may.database} to {may.role};",
-        )
+        lacks = privileges.lacks(read, absent)
+        present = [table for table in wanted if table not in {*absent, *followed}]
+        can_look = not any(lack.stages for lack in lacks)
+        misfits = tables.misfits(read, present) if can_look else []
+    for lack in lacks:
+        yield Finding(lack.what, lack.why, lack.remedy)
     for misfit in misfits:
         yield Finding(str(misfit), "rows would not fit", misfit.hint or "")

@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from sqlalchemy.schema import CreateTable
 
 from cdc.change import Inserted, Relation
 from cdc.errors import ProjectionError
@@ -35,8 +34,10 @@ from cdc.projection.project import describe
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.schema import Schema, SourceTable
+from cdc.sink.dialects import sink_of
 from cdc.sink.engine import translated as read_translated
-from cdc.sink.postgres import PostgresSink
+from cdc.sink.storage import like
+from cdc.sink.tables import create_one
 from cdc.source.connection import Connection, translated
 from cdc.source.relations import Relations
 from cdc.values import Text
@@ -103,8 +104,10 @@ def compare(
 @contextmanager
 def _rolled_back(read: sa.Connection) -> Iterator[None]:
     with read_translated(), read.begin() as transaction:
-        read.execute(sa.text(f"set transaction isolation level {_SNAPSHOT}"))
-        read.execute(sa.text(_WHOLE_TABLES))
+        if read.dialect.name != "sqlite":  # where every transaction reads as of one moment
+            read.execute(sa.text(f"set transaction isolation level {_SNAPSHOT}"))
+        if read.dialect.name == "postgresql":
+            read.execute(sa.text(_WHOLE_TABLES))
         yield
         transaction.rollback()
 
@@ -166,7 +169,7 @@ class _Expected:
     def __init__(self, read: sa.Connection, tables: list[sa.Table]) -> None:
         self.updates_postponed = False
         self._read = read
-        self._sink = PostgresSink(read)
+        self._sink = sink_of(read)
         self._written: dict[sa.Table, set[Shape]] = defaultdict(set)
         self._tables: dict[sa.Table, sa.Table] = {}
         keyed = [table for table in tables if key_columns(table)]
@@ -207,57 +210,80 @@ class _Expected:
         """Compare a read table with what was written in its stead."""
         if table not in self._tables:
             return TableComparison(table.fullname, (), skipped="insert-only: it has no key")
-        rows = self._verdicts(table)
-        verdict = rows.c.verdict
-        counts = {
-            row.verdict: row.rows
-            for row in self._read.execute(
-                sa.select(verdict, sa.func.count().label("rows")).group_by(verdict)
-            )
-        }
-        found = [name for name in _VERDICTS if name in counts]
+        ours, extra = self._ours(table), self._extra(table)
+        verdict = ours.c.verdict
+        counted = sa.select(verdict, sa.func.count()).group_by(verdict)
+        counts = {said: rows for said, rows in self._read.execute(counted)}  # noqa: C416  typed
+        more = sa.select(sa.func.count()).select_from(extra)
+        counts["extra"] = self._read.execute(more).scalar_one()
+        found = [name for name in _VERDICTS if counts.get(name)]
+        chosen = {name: sa.select(ours).where(verdict == name).subquery() for name in found}
+        chosen["extra"] = extra
         return TableComparison(
             table.fullname,
             key_columns(table),
             rows=sum(counts.values()),
-            **{name: counts[name] for name in found},
-            keys={name: self._first_keys(rows, name, limit=keys) for name in found},
+            missing=counts.get("missing", 0),
+            extra=counts.get("extra", 0),
+            different=counts.get("different", 0),
+            keys={name: self._first_keys(chosen[name], limit=keys) for name in found},
         )
 
-    def _verdicts(self, table: sa.Table) -> sa.Subquery:
-        """Select a verdict (NULL: equal) and the key of each row that either side has."""
-        mine = self._tables[table].alias("expected")
-        theirs = _named_like(mine, table).alias("actual")
-        on = sa.and_(*(mine.c[name] == theirs.c[name] for name in key_columns(table)))
+    def _ours(self, table: sa.Table) -> sa.Subquery:
+        """Select a verdict (NULL: equal) and the key of each row that there should be."""
+        mine, theirs = self._sides(table)
         columns = {name for shape in self._written[table] for name in shape.columns}
-        differs = [
-            sa.cast(mine.c[name], sa.Text).is_distinct_from(sa.cast(theirs.c[name], sa.Text))
-            for name in sorted(columns)
-        ]
+        differs = [self._differ(mine.c[name], theirs.c[name]) for name in sorted(columns)]
         verdict = sa.case(
-            (sa.literal_column("actual.ctid").is_(None), "missing"),
-            (sa.literal_column("expected.ctid").is_(None), "extra"),
+            (theirs.c[key_columns(table)[0]].is_(None), "missing"),
             (sa.or_(sa.false(), *differs), "different"),
         )
-        key = [
-            sa.func.coalesce(mine.c[name], theirs.c[name]).label(f"key_{position}")
-            for position, name in enumerate(key_columns(table))
-        ]
-        return (
-            sa.select(verdict.label("verdict"), *key)
-            .select_from(mine.join(theirs, on, full=True))
-            .subquery()
+        joined = mine.join(theirs, _same_key(mine, theirs, table), isouter=True)
+        keys = _labelled_key(mine, table)
+        return sa.select(verdict.label("verdict"), *keys).select_from(joined).subquery()
+
+    def _extra(self, table: sa.Table) -> sa.Subquery:
+        """Select the keys of rows that there should not be.
+
+        Apart from the others, for MySQL has no full join, and takes a temporary table once.
+        """
+        mine, theirs = self._sides(table)
+        joined = theirs.join(mine, _same_key(mine, theirs, table), isouter=True)
+        is_extra = mine.c[key_columns(table)[0]].is_(None)
+        keys = _labelled_key(theirs, table)
+        return sa.select(*keys).select_from(joined).where(is_extra).subquery()
+
+    def _sides(self, table: sa.Table) -> tuple[sa.FromClause, sa.FromClause]:
+        mine = self._tables[table].alias("expected")
+        return mine, _named_like(mine, table).alias("actual")
+
+    def _differ(
+        self, mine: sa.ColumnElement[Any], theirs: sa.ColumnElement[Any]
+    ) -> sa.ColumnElement[bool]:
+        """Tell whether two values differ: as text in Postgres, where json compares no other way."""
+        if self._read.dialect.name == "postgresql":
+            return sa.cast(mine, sa.Text).is_distinct_from(sa.cast(theirs, sa.Text))
+        return mine.is_distinct_from(theirs)
+
+    def _first_keys(self, rows: sa.Subquery, *, limit: int) -> tuple[Key, ...]:
+        key = [column for column in rows.c if column.name != "verdict"]
+        in_text = self._read.dialect.name == "postgresql"  # the others' own text would do less
+        shown = [sa.cast(column, sa.Text) if in_text else column for column in key]
+        statement = sa.select(*shown).order_by(*key).limit(limit)
+        return tuple(
+            tuple(None if value is None else str(value) for value in row)
+            for row in self._read.execute(statement)
         )
 
-    def _first_keys(self, rows: sa.Subquery, verdict: Verdict, *, limit: int) -> tuple[Key, ...]:
-        key = [column for column in rows.c if column.name != "verdict"]
-        statement = (
-            sa.select(*(sa.cast(column, sa.Text) for column in key))
-            .where(rows.c.verdict == verdict)
-            .order_by(*key)
-            .limit(limit)
-        )
-        return tuple(tuple(row) for row in self._read.execute(statement))
+
+def _same_key(
+    mine: sa.FromClause, theirs: sa.FromClause, table: sa.Table
+) -> sa.ColumnElement[bool]:
+    return sa.and_(*(mine.c[name] == theirs.c[name] for name in key_columns(table)))
+
+
+def _labelled_key(side: sa.FromClause, table: sa.Table) -> list[sa.ColumnElement[Any]]:
+    return [side.c[n].label(f"key_{position}") for position, n in enumerate(key_columns(table))]
 
 
 def _table(operation: Operation) -> sa.Table:
@@ -266,13 +292,11 @@ def _table(operation: Operation) -> sa.Table:
 
 def _created_like(table: sa.Table, name: str, read: sa.Connection) -> sa.Table:
     """Create a temporary table with the columns and key of a read table, and nothing more."""
-    columns: list[sa.Column[Any]] = [
-        sa.Column(c.name, c.type, primary_key=c.primary_key, autoincrement=False)
-        for c in table.columns
-        if c.computed is None
-    ]
+    columns = [like(c, primary_key=c.primary_key) for c in table.columns if c.computed is None]
     created = sa.Table(name, sa.MetaData(), *columns, prefixes=["temporary"])
-    read.execute(CreateTable(created))
+    if read.dialect.name == "mysql":  # where they outlive a rollback
+        read.exec_driver_sql(f"drop temporary table if exists {name}")
+    create_one(read, created)
     return created
 
 

@@ -17,7 +17,7 @@ def drop(settings: Settings) -> list[str]:
     """
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
         removed = _drop_from_source(settings, source)
-    engine = create_engine(settings.read.url.get_secret_value())
+    engine = create_engine(settings.read.url.get_secret_value(), reading=True)
     with closing(connect_read(engine)) as read, translated(), read.begin():
         if checkpoint.forget(read, settings.source.slot):
             removed.append(f"checkpoint of slot {settings.source.slot}")

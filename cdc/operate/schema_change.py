@@ -13,7 +13,7 @@ from cdc.names import TableName
 from cdc.projection.mirror import Mirror
 from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.sink import source_columns, tables
-from cdc.sink.postgres import literal, quoted
+from cdc.sink.postgres import literal
 from cdc.sink.source_columns import PARTITION, KnownColumn
 from cdc.source.partitions import Attached
 
@@ -39,6 +39,7 @@ class Fitting:
     before: dict[int, KnownColumn]
     has: frozenset[str]
     where: str
+    connection: sa.Connection
 
     def target(self, column: str) -> str:
         """Name the read column."""
@@ -53,7 +54,16 @@ class Fitting:
     @property
     def alter(self) -> str:
         """How a statement about the read table begins."""
-        return f"alter table {tables.quoted_name(self.mirror.table)}"
+        return f"alter table {tables.catalog_of(self.connection).name(self.mirror.table)}"
+
+    def quoted(self, name: str) -> str:
+        """Quote a name as the read database takes it."""
+        return tables.catalog_of(self.connection).quote(name)
+
+    @property
+    def is_postgres(self) -> bool:
+        """Tell whether a default may be spelled as the source prints it."""
+        return self.connection.dialect.name == "postgresql"
 
     def refuse(self, what: str, hint: str) -> NoReturn:
         """Raise SchemaChanged, with the table and the position."""
@@ -78,7 +88,7 @@ def fit(
         before = {column.attnum: column for column in known if column.table_oid == source.oid}
         has = tables.column_names(connection, mirror.table)
         if has and known:
-            fitting = Fitting(mirror, source, before, has, where)
+            fitting = Fitting(mirror, source, before, has, where, connection)
             _refuse_replaced(fitting, known)
             _refuse_renamed(fitting)
             statements += [(mirror.table, add) for add in _additions(fitting, follow=follow)]
@@ -123,8 +133,9 @@ def _refuse_renamed(fitting: Fitting) -> None:
             fitting.refuse(
                 f'column "{old}" was renamed to "{column.name}"',
                 f"on the read database: {fitting.alter} rename column "
-                f"{quoted(fitting.target(old))} to {quoted(new)}; or, to keep the read column's "
-                f'name, add rename = {{ "{column.name}" = "{fitting.target(old)}" }} to the '
+                f"{fitting.quoted(fitting.target(old))} to {fitting.quoted(new)}; or, to keep the "
+                f"read column's name, "
+                f'add rename = {{ "{column.name}" = "{fitting.target(old)}" }} to the '
                 "mirror; then start again",
             )
 
@@ -139,7 +150,7 @@ def _additions(fitting: Fitting, *, follow: bool) -> list[str]:
         and column.name not in fitting.source.key
     ]
     for column in added:
-        if column.past_unknown:
+        if column.past_unknown or (column.missing is not None and not fitting.is_postgres):
             _refuse_unknown_past(fitting, column)
     statements = [_add_statement(fitting, column) for column in added]
     if statements and not follow:
@@ -156,11 +167,11 @@ def _refuse_unknown_past(fitting: Fitting, column: SourceColumn) -> NoReturn:
     target = fitting.target(column.name)
     fitting.refuse(
         f'new column "{column.name}", of which the catalog does not tell what the rows from before '
-        "it have in it: its default is computed for each row, or was set later, or the table was "
-        "rewritten since",
-        f"on the read database: {_add_statement(fitting, column)} and set {quoted(target)} right "
-        "in the rows from before, as the source has it; or list it in the mirror's `exclude`; "
-        "then start again",
+        "it have in it (its default is computed for each row, or was set later, or the table was "
+        "rewritten since), or the read database cannot be told",
+        f"on the read database: {_add_statement(fitting, column)} and set "
+        f"{fitting.quoted(target)} right in the rows from before, as the source has it; or list it "
+        "in the mirror's `exclude`; then start again",
     )
 
 
@@ -170,10 +181,10 @@ def _add_statement(fitting: Fitting, column: SourceColumn) -> str:
     As a default, for rows of before the column that are still to come have the same in it.
     """
     target = fitting.mirror.table.c[fitting.target(column.name)]
-    type_sql = target.type.compile()
-    missing = fitting.mirror.masked(column.name, column.missing)
+    type_sql = tables.type_sql(fitting.connection, target)
+    missing = fitting.mirror.masked(column.name, column.missing) if fitting.is_postgres else None
     default = f" default {literal(missing)}::{type_sql}" if isinstance(missing, str) else ""
-    return f"{fitting.alter} add column {quoted(target.name)} {type_sql}{default};"
+    return f"{fitting.alter} add column {fitting.quoted(target.name)} {type_sql}{default};"
 
 
 def remember(

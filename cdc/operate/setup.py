@@ -178,6 +178,7 @@ def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
     wanted = [checkpoint.TABLE, source_columns.TABLE, *registry.read_tables]
     with translated(), connection.begin():
+        tables.require_definable(connection, wanted)
         absent = tables.missing(connection, wanted)
         tables.create(connection, absent)
         for misfit in tables.misfits(connection, [t for t in wanted if t not in absent]):

@@ -53,7 +53,7 @@ def read_status(settings: Settings) -> Status:
 
 
 def _stored(settings: Settings) -> checkpoint.Checkpoint | None:
-    engine = create_engine(settings.read.url.get_secret_value())
+    engine = create_engine(settings.read.url.get_secret_value(), reading=True)
     with closing(connect_read(engine)) as read, translated():
         return checkpoint.load(read, settings.source.slot)
 

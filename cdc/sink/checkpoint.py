@@ -1,7 +1,7 @@
 """The checkpoint: how far the read database is, stored in the same commit as its rows."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -49,12 +49,19 @@ def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
     if row is None:
         return None
     identity = Identity(row.slot, row.plugin, row.system_identifier, row.timeline)
-    return Checkpoint(identity, None if row.lsn is None else Lsn(row.lsn), row.commit_time)
+    lsn = None if row.lsn is None else Lsn(row.lsn)
+    return Checkpoint(identity, lsn, _in_utc(row.commit_time))
+
+
+def _in_utc(time: datetime | None) -> datetime | None:
+    """Give the zone back that only Postgres keeps; what is stored is UTC."""
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
 def intend(connection: sa.Connection, identity: Identity) -> None:
     """Note that the slot is about to be created; durably, for the slot will be, too."""
-    connection.execute(sa.text("set local synchronous_commit = on"))
+    if connection.dialect.name == "postgresql":  # elsewhere each commit waits for the disk
+        connection.execute(sa.text("set local synchronous_commit = on"))
     abandon(connection, identity.slot)
     connection.execute(
         sa.insert(TABLE).values(**identity._asdict(), lsn=None, updated_at=sa.func.now())
@@ -77,10 +84,10 @@ def advance(
     """Move the checkpoint, if it is where we left it; raise CheckpointMoved where it is not."""
     parameters = {
         "for_slot": identity.slot,
-        "old": old,
+        "old": None if old is None else int(old),
         "new": int(new),
         "timeline_now": identity.timeline,
-        "committed": commit_time,
+        "committed": commit_time.astimezone(UTC) if commit_time else None,
     }
     statement = _FIRST if old is None else _ADVANCE
     moved = connection.execute(statement, parameters).rowcount

@@ -1,68 +1,42 @@
 """Connections to the read database, and what its errors mean."""
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 import sqlalchemy as sa
 
-from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
-from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
+from cdc.errors import CdcError, ConfigurationError, ReadError
+from cdc.sink import mysql_session, postgres_session, sqlite_session
 
-# Joins are always from a batch to its rows by key: a planner that has no statistics on the
-# staging table must not choose to scan the target instead (docs/architecture.md, Planner).
-_SESSION: Final = {
-    "application_name": "cdc",
-    "array_nulls": "on",
-    "datestyle": "ISO",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_seqscan": "off",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    "intervalstyle": "postgres",
-    "jit": "off",
-    "lc_monetary": "C",  # as on the source: money is read as it was printed
-    "lock_timeout": "0",
-    "statement_timeout": "0",
-    # The lock goes with the connection: a host that vanished must not keep it for hours.
-    "tcp_keepalives_count": "3",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_user_timeout": "30000",
-    "timezone": "UTC",
-    "xmloption": "content",
+_CANCELLERS: Final = {
+    "postgresql": postgres_session.canceller,
+    "mysql": mysql_session.canceller,
+    "sqlite": sqlite_session.canceller,
 }
-_KEEPALIVES: Final = {
-    "keepalives_count": 3,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "tcp_user_timeout": 30_000,
-}
-_CONNECT_SECONDS: Final = 10
 
 
-class RowsRefused(ReadError):
-    """The read database refused rows of a batch."""
+def create_engine(url: str, *, reading: bool = False) -> sa.Engine:
+    """Make the engine of the read database; connections are ours alone, never pooled.
 
-
-def create_engine(url: str) -> sa.Engine:
-    """Make the engine of the read database; connections are ours alone, never pooled."""
-    parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-    given = str(parsed.query.get("options", ""))
-    parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})
-    return sa.create_engine(
-        parsed,
-        poolclass=sa.pool.NullPool,
-        pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
-        connect_args={
-            "connect_timeout": _CONNECT_SECONDS,
-            "client_encoding": "UTF8",
-            **_KEEPALIVES,
-        },
-    )
+    `reading` tells that it is only looked at: nothing is made by connecting. Raise
+    ConfigurationError where the dialect's driver is not installed.
+    """
+    parsed = sa.make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        return sqlite_session.create_engine(parsed, reading=reading)
+    if backend == "postgresql":
+        return postgres_session.create_engine(parsed)
+    try:
+        return mysql_session.create_engine(parsed)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"read.url needs the driver {error.name}, which is not installed",
+            hint="pip install 'cdc-daemon[mysql]'",
+        ) from None
 
 
 def connect(engine: sa.Engine) -> sa.Connection:
@@ -71,61 +45,27 @@ def connect(engine: sa.Engine) -> sa.Connection:
         return engine.connect()
 
 
-def driver_connection(connection: sa.Connection) -> psycopg.Connection[Any]:
-    """Give the psycopg connection underneath."""
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101  the engine's driver is psycopg
-    return driver
+def canceller(connection: sa.Connection) -> Callable[[], None]:
+    """Give the function that ends what the connection waits for; it never raises."""
+    return _CANCELLERS[connection.dialect.name](connection)
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn SQLAlchemy's and psycopg's errors into ours, by SQLSTATE."""
+    """Turn SQLAlchemy's and the drivers' errors into ours, by their codes."""
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise _wrapped_error(error) from None
+        raise _driver_error(error.orig) from None
     except psycopg.Error as error:
-        raise read_error(error) from None
+        raise postgres_session.read_error(error) from None
 
 
-def _wrapped_error(error: sa.exc.DBAPIError) -> CdcError:
-    if isinstance(error.orig, psycopg.Error):
-        return read_error(error.orig)
-    return ReadError(f"read database: {type(error.orig).__name__}")
-
-
-def read_error(error: psycopg.Error) -> CdcError:
-    """Say what an error of the read database means, without values of rows."""
-    state = error.sqlstate
-    if state is None and isinstance(error, psycopg.DataError | psycopg.ProgrammingError):
-        return RowsRefused(f"{type(error).__name__}: a value that Postgres cannot be sent")
-    if state is None:
-        message = f"read database: {one_line(error)}"
-        hint = refusal_hint(error, "read.url")
-        return ReadRefused(message, hint=hint) if hint else ReadUnavailable(message)
-    if state[:2] == "28":
-        return ReadRefused(f"read database: {one_line(error)}", hint="correct read.url")
-    if passes_by_itself(state):
-        return ReadUnavailable(f"read database: {one_line(error)} ({state})")
-    if blames_rows(state):
-        return RowsRefused(f"{_blamed(error)} ({state})")
-    return ReadError(f"read database: {one_line(error)} ({state})", hint=_HINTS.get(state))
-
-
-_HINTS: Final = {
-    "42501": "grant the role in read.url what the message names",
-    "42P01": "the read table was dropped while we ran: `cdc setup` makes it again, empty",
-}
-
-
-def _blamed(error: psycopg.Error) -> str:
-    """Name what was violated: the message itself may hold values of the row."""
-    diag = error.diag
-    parts = [
-        type(error).__name__,
-        f"constraint {diag.constraint_name}" if diag.constraint_name else "",
-        f"table {diag.table_name}" if diag.table_name else "",
-        f"column {diag.column_name}" if diag.column_name else "",
-    ]
-    return ", ".join(part for part in parts if part)
+def _driver_error(error: BaseException | None) -> CdcError:
+    if isinstance(error, psycopg.Error):
+        return postgres_session.read_error(error)
+    if isinstance(error, sqlite3.Error):
+        return sqlite_session.read_error(error)
+    if isinstance(error, Exception) and type(error).__module__.startswith("pymysql"):
+        return mysql_session.read_error(error)
+    return ReadError(f"read database: {type(error).__name__}")

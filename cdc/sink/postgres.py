@@ -6,8 +6,8 @@ table and from there in one statement.
 
 import select
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from os import dup
 from socket import SO_SNDBUF, SOL_SOCKET, socket
 from typing import Any, Final
@@ -19,7 +19,9 @@ from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
 from cdc.projection.lines import Lines
 from cdc.projection.registry import sorted_tables
-from cdc.sink.engine import RowsRefused, driver_connection
+from cdc.sink.postgres_session import driver_connection
+from cdc.sink.refused import RowsRefused
+from cdc.sink.refused import values_refused as _values_refused
 
 _FEW: Final = 16
 # Room in the kernel for a batch: the thread that writes is not woken for every piece of it.
@@ -43,6 +45,8 @@ Write = Upsert | Update
 
 class PostgresSink:
     """What of writing is Postgres's own. Works inside the transaction its caller began."""
+
+    takes_lines = True
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
@@ -415,15 +419,6 @@ class PostgresSink:
     def _name(self, table: sa.Table) -> str:
         parts = [table.schema, table.name] if table.schema else [table.name]
         return ".".join(map(self._quote, parts))
-
-
-@contextmanager
-def _values_refused() -> Iterator[None]:
-    """Tell of a value that the driver cannot send by its error's type alone."""
-    try:
-        yield
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RowsRefused(f"{type(error).__name__} while sending its values") from None
 
 
 def quoted(name: str) -> str:

@@ -1,29 +1,89 @@
 """Read tables: create those that are missing, refuse those that do not fit."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTable
 
 from cdc.errors import ReadTableMismatch
 from cdc.operation import key_columns
-from cdc.sink.postgres import quoted
+from cdc.sink.mysql_catalog import MySQLCatalog
+from cdc.sink.postgres_catalog import PostgresCatalog
+from cdc.sink.read_column import Difference, ReadColumn
+from cdc.sink.sqlite_catalog import SQLiteCatalog
+from cdc.sink.storage import like
 
-_COLUMNS: Final = sa.text("""
-select attname, format_type(atttypid, atttypmod) as type_sql,
-       attnotnull and not atthasdef and attidentity = '' as required
-from pg_attribute where attrelid = to_regclass(:name) and attnum > 0 and not attisdropped
-order by attnum
-""")
+_ANEW: Final = "drop the table: it is made anew, empty."
 
-_UNIQUE_KEYS: Final = sa.text("""
-select array(select a.attname::text from unnest(i.indkey) k(attnum)
-             join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum)
-from pg_index i
-where i.indrelid = to_regclass(:name) and i.indisunique and i.indimmediate and i.indisvalid
-  and i.indpred is null and i.indexprs is null
-""")
+
+class Catalog(Protocol):
+    """What one dialect says of its tables."""
+
+    def columns(self, table: sa.Table, *, scratch: bool) -> dict[str, ReadColumn]:
+        """Describe a table's columns, by name; `scratch`: a temporary one."""
+
+    def unique_keys(self, table: sa.Table) -> list[set[str]]:
+        """Give the sets of columns that are unique."""
+
+    def further(self, table: sa.Table) -> list[Difference]:
+        """Give what else keeps the table from being used."""
+
+    def drop_scratch(self, table: sa.Table) -> None:
+        """Drop a temporary table."""
+
+    def name(self, table: sa.Table) -> str:
+        """Give the table's name as SQL takes it."""
+
+    def quote(self, name: str) -> str:
+        """Quote an identifier."""
+
+    def change_type(self, table: sa.Table, column: str, type_sql: str) -> str | None:
+        """Spell the change of a column's type."""
+
+    def drop_required(self, table: sa.Table, column: str, type_sql: str) -> str | None:
+        """Spell that a column need not be given."""
+
+    def make_unique(self, table: sa.Table, columns: str) -> str:
+        """Spell the unique index that a key needs."""
+
+
+_CATALOGS: Final[dict[str, Callable[[sa.Connection], Catalog]]] = {
+    "postgresql": PostgresCatalog,
+    "mysql": MySQLCatalog,
+    "sqlite": SQLiteCatalog,
+}
+
+
+def catalog_of(connection: sa.Connection) -> Catalog:
+    """Give the catalog of the database a connection goes to."""
+    return _CATALOGS[connection.dialect.name](connection)
+
+
+def require_definable(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
+    """Refuse names that the dialect cannot tell apart, or has no place for."""
+    dialect = connection.dialect.name
+    if dialect == "postgresql":
+        return
+    _require_distinct([table.fullname for table in tables], f"two read tables, for {dialect}")
+    for table in tables:
+        _require_distinct([c.name for c in table.columns], f"two columns of {table.fullname}")
+        if table.schema and dialect == "sqlite":
+            raise ReadTableMismatch(
+                f"read table {table.fullname} names a schema, and SQLite has none",
+                hint="leave the read model's `schema` out",
+            )
+
+
+def _require_distinct(names: list[str], what: str) -> None:
+    for name, count in Counter(name.casefold() for name in names).items():
+        if count > 1:
+            raise ReadTableMismatch(
+                f"{what} are both named {name}: there, names that differ in case are the same",
+                hint="give one another name: a mirror's `target` or `rename`",
+            )
 
 
 def missing(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[sa.Table]:
@@ -33,7 +93,18 @@ def missing(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[sa.Ta
 
 
 def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
-    """Create the tables, with their indexes and foreign keys, which may go in a circle."""
+    """Create the tables, with their indexes and foreign keys, which may go in a circle.
+
+    Where each statement is a commit of its own (MySQL) a table is one statement: who is killed
+    between them goes on with the next table. Raise ReadTableMismatch for a type the dialect lacks.
+    """
+    if connection.dialect.name == "mysql":
+        for table in tables:
+            create_one(connection, table)
+        return
+    for table in tables:
+        definition = CreateTable(table)
+        _making(table, connection, partial(definition.compile, dialect=connection.dialect))
     for metadata in dict.fromkeys(table.metadata for table in tables):
         together = [table for table in tables if table.metadata is metadata]
         metadata.create_all(connection, tables=together, checkfirst=False)
@@ -41,89 +112,94 @@ def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
 
 def column_names(connection: sa.Connection, table: sa.Table) -> frozenset[str]:
     """Name the columns that the table has by now; none where it does not exist."""
-    return frozenset(row.attname for row in _described(connection, quoted_name(table)))
+    if not sa.inspect(connection).has_table(table.name, schema=table.schema):
+        return frozenset()
+    return frozenset(catalog_of(connection).columns(table, scratch=False))
+
+
+def type_sql(connection: sa.Connection, column: "sa.Column[Any]") -> str:
+    """Spell a column's type as the dialect stores it."""
+    compiler = connection.dialect.type_compiler_instance
+    return str(compiler.process(column.type, type_expression=column))
+
+
+def create_one(connection: sa.Connection, table: sa.Table) -> None:
+    """Create a table, by the one statement that is its own; raise ReadTableMismatch."""
+    _making(table, connection, partial(connection.execute, CreateTable(table)))
+
+
+def _making(table: sa.Table, connection: sa.Connection, make: Callable[[], object]) -> None:
+    try:
+        make()
+    except sa.exc.CompileError as error:
+        text = " ".join(str(error.args[0]).split())
+        raise ReadTableMismatch(
+            f"read table {table.fullname} cannot be made by {connection.dialect.name}: {text}",
+            hint="give the read model a type that every dialect has, or one `.with_variant(...)`",
+        ) from None
 
 
 def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadTableMismatch]:
     """Compare existing tables with their definitions; give an error for each that differs."""
+    catalog = catalog_of(connection)
     found = []
     for table in tables:
         differences = [
-            *_column_differences(connection, table),
-            *_key_differences(connection, table),
+            *_column_differences(connection, catalog, table),
+            *_key_differences(catalog, table),
+            *catalog.further(table),
         ]
         if differences:
-            found.append(
-                ReadTableMismatch(
-                    f"read table {table.fullname} does not fit: "
-                    + "; ".join(text for text, _ in differences),
-                    hint="on the read database: "
-                    + " ".join(f"{statement};" for _, statement in differences)
-                    + " Or drop the table: it is made anew, empty.",
-                )
-            )
+            found.append(_misfit(table, differences))
     return found
 
 
-def _column_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
+def _misfit(table: sa.Table, differences: list[Difference]) -> ReadTableMismatch:
+    statements = [statement for _, statement in differences if statement is not None]
+    whole = len(statements) == len(differences)
+    mend = "on the read database: " + " ".join(f"{s};" for s in statements) + f" Or {_ANEW}"
+    return ReadTableMismatch(
+        f"read table {table.fullname} does not fit: " + "; ".join(text for text, _ in differences),
+        hint=mend if whole else f"on the read database, {_ANEW}",
+    )
+
+
+def _column_differences(
+    connection: sa.Connection, catalog: Catalog, table: sa.Table
+) -> Iterator[Difference]:
     """Compare by what the server itself calls the types, so that spelling does not matter."""
-    actual = {row.attname: row for row in _described(connection, quoted_name(table))}
-    wanted = {row.attname: row.type_sql for row in _as_created(connection, table)}
-    alter = f"alter table {quoted_name(table)}"
-    found = []
-    for name, type_sql in wanted.items():
+    actual = catalog.columns(table, scratch=False)
+    wanted = _as_created(connection, catalog, table)
+    alter = f"alter table {catalog.name(table)}"
+    for name, (type_sql, _) in wanted.items():
         if name not in actual:
-            found.append(
-                (f'column "{name}" is missing', f"{alter} add column {quoted(name)} {type_sql}")
-            )
+            add = f"{alter} add column {catalog.quote(name)} {type_sql}"
+            yield f'column "{name}" is missing', add
         elif actual[name].type_sql != type_sql:
-            change = f"type {type_sql} using {quoted(name)}::{type_sql}"
-            found.append(
-                (
-                    f'column "{name}" is {actual[name].type_sql}, not {type_sql}',
-                    f"{alter} alter column {quoted(name)} {change}",
-                )
-            )
-    for name, row in actual.items():
-        if name not in wanted and row.required:
-            found.append(
-                (
-                    f'column "{name}" is not known to the read model, and required',
-                    f"{alter} alter column {quoted(name)} drop not null",
-                )
-            )
-    return found
+            change = catalog.change_type(table, name, type_sql)
+            yield f'column "{name}" is {actual[name].type_sql}, not {type_sql}', change
+    for name, column in actual.items():
+        if name not in wanted and column.required:
+            mend = catalog.drop_required(table, name, column.type_sql)
+            yield f'column "{name}" is not known to the read model, and required', mend
 
 
-def _as_created(connection: sa.Connection, table: sa.Table) -> Sequence[Any]:
+def _as_created(
+    connection: sa.Connection, catalog: Catalog, table: sa.Table
+) -> dict[str, ReadColumn]:
     """Describe the columns the definition would give, by creating it as a temporary table."""
-    name = "cdc_fit"
-    columns = [sa.Column(c.name, c.type) for c in table.columns]
-    scratch = sa.Table(name, sa.MetaData(), *columns, prefixes=["temporary"])
-    connection.execute(CreateTable(scratch))
-    described = _described(connection, f"pg_temp.{name}")
-    connection.exec_driver_sql(f"drop table pg_temp.{name}")
+    columns = [like(column, primary_key=False) for column in table.columns]
+    scratch = sa.Table("cdc_fit", sa.MetaData(), *columns, prefixes=["temporary"])
+    create_one(connection, scratch)
+    described = catalog.columns(scratch, scratch=True)
+    catalog.drop_scratch(scratch)
     return described
 
 
-def _described(connection: sa.Connection, quoted: str) -> Sequence[Any]:
-    return connection.execute(_COLUMNS, {"name": quoted}).all()
-
-
-def _key_differences(connection: sa.Connection, table: sa.Table) -> list[tuple[str, str]]:
+def _key_differences(catalog: Catalog, table: sa.Table) -> list[Difference]:
     key = key_columns(table)
-    unique = connection.execute(_UNIQUE_KEYS, {"name": quoted_name(table)}).scalars()
-    if not key or any(set(columns) == set(key) for columns in unique):
+    if not key or set(key) in catalog.unique_keys(table):
         return []
-    columns = ", ".join(map(quoted, key))
-    return [
-        (
-            f"nothing makes its key ({', '.join(key)}) unique",
-            f"create unique index on {quoted_name(table)} ({columns})",
-        )
-    ]
-
-
-def quoted_name(table: sa.Table) -> str:
-    """Quote a table's name, with its schema where it has one."""
-    return ".".join(quoted(part) for part in (table.schema, table.name) if part)
+    columns = ", ".join(map(catalog.quote, key))
+    said = f"nothing makes its key ({', '.join(key)}) unique"
+    return [(said, catalog.make_unique(table, columns))]

@@ -23,8 +23,10 @@ from cdc.projection.project import project
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint as checkpoints
-from cdc.sink.engine import RowsRefused, connect, translated
-from cdc.sink.postgres import PostgresSink
+from cdc.sink.dialects import sink_of
+from cdc.sink.engine import connect, translated
+from cdc.sink.refused import RowsRefused
+from cdc.sink.sink import Sink
 
 _MEND: Final = (
     "mend the projector, the read table or the row there, and start again: nothing after this "
@@ -40,7 +42,7 @@ class Writer:
         self._engine = engine
         self._slot = slot
         self._connection: sa.Connection | None = None
-        self._sink: PostgresSink | None = None
+        self._sink: Sink | None = None
         self._transaction: sa.RootTransaction | None = None
         self._identity: checkpoints.Identity | None = None
         self._checkpoint: Lsn | None = None
@@ -53,13 +55,19 @@ class Writer:
         """How far the read database is, as of the last commit."""
         return self._checkpoint
 
+    @property
+    def takes_lines(self) -> bool:
+        """Tell whether rows may come encoded, in bulk; raise a ReadError."""
+        _, sink = self._opened()
+        return sink.takes_lines
+
     def open(self) -> sa.Connection:
         """Connect and take the slot's lock; raise ReadLocked while another daemon holds it."""
         self.close()
         self._connection = connect(self._engine)
         try:
             with translated():
-                self._sink = PostgresSink(self._connection)
+                self._sink = sink_of(self._connection)
                 self._sink.configure()
                 if not self._sink.lock(self._slot):
                     holder = self._sink.lock_holder(self._slot)
@@ -294,7 +302,7 @@ class Writer:
             with translated():
                 self._sink.flush()
 
-    def _opened(self) -> tuple[sa.Connection, PostgresSink]:
+    def _opened(self) -> tuple[sa.Connection, Sink]:
         if self._connection is None or self._sink is None:
             self.open()
         assert self._connection is not None  # noqa: S101  open() sets both or raises

@@ -385,7 +385,7 @@ def test_the_usual_changes_are_set_apart(plugin: str, kinds: list[str]) -> None:
     first = len(history.frames)
     for _ in range(20):
         history.transaction(history.random.choices(kinds, k=10))
-    read = reader(history.plugin, bulk_frames=100, piece_bytes=2**20)
+    read = reader(history.plugin, bulk_frames=100, piece_bytes=2**20, seen=Snapshot(0))
     for frames in (history.frames[:first], history.frames[first:]):
         items = list(read.read([memoryview(HEADER + frame) for frame in frames]))
     (bulk,) = items

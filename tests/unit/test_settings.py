@@ -109,7 +109,8 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         (GOOD.replace("[source]", "[source]\npublication = ''"), ["source.publication"]),
         (GOOD.replace("[source]", "[source]\nqueue_bytes = 1"), ["source.queue_bytes"]),
         (GOOD.replace("[read]", "[read]\nbatch_changes = 0"), ["read.batch_changes"]),
-        (GOOD.replace("postgresql+psycopg", "mysql+pymysql"), ["read.url", "mysql"]),
+        (GOOD.replace("postgresql+psycopg", "mysql+mysqldb"), ["read.url", "mysql+pymysql"]),
+        (GOOD.replace("postgresql+psycopg", "oracle"), ["read.url", "oracle", "sqlite"]),
         (GOOD.replace("postgresql+psycopg", "postgresql+asyncpg"), ["read.url", "asyncpg"]),
         (GOOD.replace("postgresql+psycopg://", ""), ["read.url"]),
         (GOOD.replace("postgresql://", "mongo://"), ["source.dsn"]),
@@ -144,6 +145,31 @@ def test_an_error_names_the_key_and_the_nearest_right_one(
 def test_a_malformed_url_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
     text = GOOD.replace(f"postgresql+psycopg://cdc:{SECRET}@localhost/shop_read", url)
     assert "read.url" in refusal(tmp_path, text)
+
+
+READ = f"postgresql+psycopg://cdc:{SECRET}@localhost/shop_read"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host/db",
+        "mysql://host/db",
+        "mysql+pymysql://u:p@host:3306/db",
+        "mariadb+pymysql://host/db",
+        "sqlite:///read.db",
+        "sqlite+pysqlite:////var/lib/read.db",
+    ],
+)
+def test_a_read_database_may_be_of_any_of_these_dialects(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "cdc.toml"
+    file.write_text(GOOD.replace(READ, url))
+    assert load(file).read.url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("url", ["mysql+pymysql://host", "sqlite://", "sqlite:///:memory:"])
+def test_a_url_that_names_no_database_is_refused(tmp_path: Path, url: str) -> None:
+    assert "names no database" in refusal(tmp_path, GOOD.replace(READ, url))
 
 
 @pytest.mark.parametrize(

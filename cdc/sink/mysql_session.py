@@ -1,0 +1,161 @@
+"""Sessions of a MySQL or MariaDB read database, and what its errors mean.
+
+The driver, PyMySQL, is an extra: it is imported by SQLAlchemy alone, and its errors are told by the
+number they bring (MySQL's server and client error references).
+"""
+
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
+from cdc.sink.mysql_ddl import ExactTables, ExactTypes
+from cdc.sink.refused import RowsRefused
+
+_CONNECT_SECONDS: Final = 10
+_KEEPALIVES: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+_A_YEAR: Final = 31_536_000
+
+# Strict: what does not fit is refused. A key of 0 must not be taken for "the next number".
+# READ COMMITTED: each statement sees what is there now, and locks no gaps between keys.
+_SESSION: Final = (
+    "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO,"
+    "ERROR_FOR_DIVISION_BY_ZERO', "
+    "time_zone = '+00:00', foreign_key_checks = 1, unique_checks = 1, "
+    f"autocommit = 0, wait_timeout = {_A_YEAR}"
+)
+
+# Connection lost or never made, server starting or stopping, out of memory, disk or connections,
+# lock wait, deadlock, interrupted, read-only after a failover, a cluster without quorum.
+_PASSING: Final = frozenset(
+    {
+        *(1021, 1037, 1038, 1040, 1041, 1042, 1043, 1047, 1053, 1077, 1078, 1079, 1080, 1114),
+        *(1135, 1152, 1154, 1155, 1156, 1157, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205),
+        *(1213, 1226, 1290, 1317, 1836, 1927, 1969, 2002, 2003, 2005, 2006, 2013, 2055, 3024),
+        *(3572, 4031),
+    }
+)
+_REFUSED: Final = {
+    1044: "grant the user in read.url its database",
+    1045: "correct the user or the password in read.url",
+    1049: "create the database, or correct its name in read.url",
+    1129: "mariadb-admin flush-hosts",
+    1130: "create the user for this host",
+    1251: "choose an authentication plugin that the driver knows",
+    1698: "give the user in read.url a password",
+    2061: "choose an authentication plugin that the driver knows",
+    3118: "alter user ... account unlock",
+}
+# Uniqueness, foreign keys, NOT NULL, checks; values that the type refuses; a row too large.
+_BLAMES_ROWS: Final = frozenset(
+    {
+        *(1022, 1048, 1062, 1153, 1169, 1216, 1217, 1264, 1265, 1292, 1300, 1364, 1366, 1367),
+        *(1406, 1411, 1416, 1441, 1451, 1452, 1525, 1557, 1586, 1644, 1690, 1761, 1762, 3140),
+        *(3156, 3819, 3903, 4025),
+    }
+)
+_HINTS: Final = {
+    1142: "grant the user in read.url what the message names",
+    1146: "the read table was dropped while we ran: `cdc setup` makes it again, empty",
+    1227: "grant the user in read.url what the message names",
+    1665: "set binlog_format to ROW or MIXED on the read database",
+}
+NOT_UNIQUE: Final = frozenset({1022, 1062, 1169, 1586})
+
+# Of the messages that blame rows only names are told. Each pattern is held to the end of the
+# message, or to a message without values: what stands elsewhere may be a value of the row.
+_NAMES: Final = (
+    (re.compile(r"for key '([^']+)'$"), "key {}"),
+    (re.compile(r"^Column '([^']+)' cannot be null$"), "column {} is null"),
+    (re.compile(r"^Data too long for column '([^']+)' at row \d+$"), "column {} is too short"),
+    (re.compile(r"^Out of range value for column '([^']+)' at row \d+$"), "column {}"),
+    (re.compile(r"for column (?:`[^`]*`\.)*`([^`]+)` at row \d+$"), "column {}"),
+    (re.compile(r"foreign key constraint fails \(.*CONSTRAINT `([^`]+)` "), "constraint {}"),
+    (re.compile(r"^CONSTRAINT [`']?([^`' ]+)[`']? failed for "), "constraint {}"),
+    (re.compile(r"^Check constraint '([^']+)' is violated\.$"), "constraint {}"),
+    (re.compile(r"^Field '([^']+)' doesn't have a default value$"), "column {} has no default"),
+)
+
+
+def create_engine(url: sa.URL) -> sa.Engine:
+    """Make the engine; connections are ours alone, never pooled."""
+    parsed = url.set(drivername="mysql+pymysql").update_query_dict({"charset": "utf8mb4"})
+    engine = sa.create_engine(
+        parsed,
+        poolclass=sa.pool.NullPool,
+        pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "init_command": _SESSION},
+    )
+    engine.dialect.type_compiler_instance = ExactTypes(engine.dialect)
+    engine.dialect.ddl_compiler = ExactTables
+    sa.event.listen(engine, "connect", _notice_a_host_that_vanished)
+    return engine
+
+
+def _notice_a_host_that_vanished(connection: Any, _record: object) -> None:
+    """Let a connection to nowhere end in half a minute; PyMySQL itself waits for ever."""
+    channel = getattr(connection, "_sock", None)
+    if isinstance(channel, socket.socket) and channel.family != socket.AF_UNIX:
+        for option, value in _KEEPALIVES.items():
+            channel.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def canceller(connection: sa.Connection) -> Callable[[], None]:
+    """Give the function that ends what the connection waits for; it never raises."""
+    driver: Any = connection.connection.driver_connection
+    number, engine = driver.thread_id(), connection.engine
+
+    def cancel() -> None:
+        with suppress(Exception), engine.connect() as other:
+            other.exec_driver_sql(f"kill query {number}")
+
+    return cancel
+
+
+def read_error(error: Exception) -> CdcError:
+    """Say what PyMySQL's error means, without values of rows."""
+    number = error_number(error)
+    if number is None:
+        if type(error).__name__ in {"DataError", "ProgrammingError", "NotSupportedError"}:
+            return RowsRefused(f"{type(error).__name__}: a value that MySQL cannot be sent")
+        return ReadUnavailable(f"read database: {type(error).__name__}")
+    if number in _BLAMES_ROWS:
+        return RowsRefused(f"{_blamed(error)} (error {number})")
+    message = f"read database: {_one_line(error)} (error {number})"
+    if number in _PASSING or number == 0:
+        return ReadUnavailable(message)
+    if number in _REFUSED:
+        return ReadRefused(message, hint=_REFUSED[number])
+    return ReadError(message, hint=_HINTS.get(number))
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """Give the number MySQL gave the error; None where it is the driver's own."""
+    number = error.args[0] if error is not None and error.args else None
+    return number if isinstance(number, int) else None
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[1]) if len(error.args) > 1 else ""
+    return " ".join(text.split()) or "the connection is closed"
+
+
+def _blamed(error: Exception) -> str:
+    """Name what was violated: the message itself may hold values of the row."""
+    text = _one_line(error)
+    for pattern, said in _NAMES:
+        found = pattern.search(text)
+        if found:
+            return f"{type(error).__name__}, {said.format(found[1])}"
+    return type(error).__name__

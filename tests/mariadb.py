@@ -1,0 +1,144 @@
+"""A MariaDB server of our own, started as our child in a folder that goes with it."""
+
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from cdc.servers import process
+from cdc.servers.server import _free_port
+
+# Where a server's binaries are that are not on everybody's PATH.
+PLACES = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+# innodb_flush_log_at_trx_commit and sync_binlog stay as they must be; the disk is not waited for.
+DEFAULTS: Mapping[str, object] = {
+    "bind_address": "127.0.0.1",
+    "character_set_server": "latin1",
+    "innodb_buffer_pool_size": "64M",
+    "innodb_flush_method": "nosync",
+    "innodb_log_file_size": "64M",
+    "max_allowed_packet": "16M",
+    "performance_schema": 0,
+    "skip_name_resolve": 1,
+}
+
+
+def find() -> str | None:
+    """Give the server's program; None where there is none."""
+    return shutil.which("mariadbd", path=PLACES) or shutil.which("mysqld", path=PLACES)
+
+
+class MariaDB:
+    """A throwaway server; a context manager that starts it and removes all of it."""
+
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+        self.settings = dict(DEFAULTS) | dict(settings or {})
+        self.port = _free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="cdc-maria-"))
+        self._account = process.server_account()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._install()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start the server and return when it answers."""
+        program = find()
+        assert program is not None
+        self._spawn(program, *self._options())
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(sa.exc.DBAPIError):
+                self.query("select 1")
+                return
+            assert self.running, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL the server, as a power cut would; keep its files."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """End the server and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def url(self, database: str = "", user: str = "test") -> str:
+        return f"mysql+pymysql://{user}:pw@127.0.0.1:{self.port}/{database}"
+
+    def query(self, statement: str, database: str = "") -> list[tuple[Any, ...]]:
+        """Execute a statement in autocommit mode as an administrator; give its rows."""
+        engine = sa.create_engine(self.url(database), poolclass=sa.pool.NullPool)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            result = connection.exec_driver_sql(statement.replace("%", "%%"))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def create_database(self) -> str:
+        name = f"test_{secrets.token_hex(5)}"
+        self.query(f"create database {name}")
+        return name
+
+    def _options(self) -> list[str]:
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
+        return [
+            "--no-defaults",
+            f"--datadir={self.folder / 'data'}",
+            f"--socket={self.folder / 'socket'}",
+            f"--pid-file={self.folder / 'pid'}",
+            f"--port={self.port}",
+            f"--init-file={self.folder / 'init.sql'}",
+            *given,
+        ]
+
+    def _install(self) -> None:
+        (self.folder / "data").mkdir()
+        (self.folder / "log").touch()
+        (self.folder / "init.sql").write_text(
+            "create user if not exists test@'%' identified by 'pw';\n"
+            "grant all on *.* to test@'%' with grant option;\n"
+        )
+        process.own(self.folder, self._account)
+        install = shutil.which("mariadb-install-db", path=PLACES)
+        assert install is not None
+        folder = f"--datadir={self.folder / 'data'}"
+        auth = "--auth-root-authentication-method=normal"
+        self._spawn(install, "--no-defaults", folder, auth, "--skip-test-db", "--skip-name-resolve")
+        assert self._process is not None
+        assert self._process.wait() == 0, self.log
+
+    def _spawn(self, *command: str) -> None:
+        log = self.folder / "log"
+        self._process = process.spawn(list(command), self._account, folder=self.folder, log=log)
