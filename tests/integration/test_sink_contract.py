@@ -193,6 +193,13 @@ def test_the_key_0_is_a_key_like_any_other(sink: Sink, number: int) -> None:
     assert sink.rows()[0] == (0, "y", "default")
 
 
+def test_a_key_that_is_null_is_no_key_to_be_made_up(sink: Sink) -> None:
+    shape = shape_of(T, ("id", "a"), text=True)
+    with pytest.raises(WriteRefused, match="upsert t"):
+        sink.apply(Upsert.of(shape, ("1", "x")), Upsert.of(shape, (None, "x")))
+    assert sink.rows() == []
+
+
 def test_rows_there_and_new_in_one_batch(sink: Sink, number: int) -> None:
     sink.apply(*upserts(range(0, 2 * number, 2), a="old"))
     sink.apply(*upserts(range(2 * number), a="new"))
@@ -246,7 +253,7 @@ def test_a_truncate_comes_before_what_follows_it_and_is_rolled_back_with_it(
 ) -> None:
     sink.apply(*upserts(range(100), a="old"))
     with pytest.raises(WriteRefused):
-        sink.apply(Truncate(T), Upsert(T, id=None, a="never"))
+        sink.apply(Truncate(T), Upsert(T, id=1, a=object()))
     assert len(sink.rows()) == 100
     sink.writer.open()
     sink.apply(Upsert(T, id=1, a="gone"), Truncate(T), *upserts(range(number), a="new"))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc.assemble import Assembler, Transaction
-from cdc.errors import ProjectionError, ProtocolError
+from cdc.errors import ProjectionError, ProtocolError, SchemaChanged
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operation import Update
@@ -280,9 +280,16 @@ def registry(*exclude: str) -> Registry:
     return Registry(mirrors(wanted, SCHEMA, hash_key=b""))
 
 
-def reader(plugin: Plugin, *, bulk_frames: int, piece_bytes: int, checkpoint: int = 0) -> Reader:
+def reader(
+    plugin: Plugin,
+    *,
+    bulk_frames: int,
+    piece_bytes: int,
+    checkpoint: int = 0,
+    seen: Snapshot = Snapshot(50, frozenset({20, 30, 40})),  # noqa: B008  it never changes
+) -> Reader:
     return Reader(
-        plugin.decoder(Snapshot(50, frozenset({20, 30, 40}))),  # what the catalog has seen
+        plugin.decoder(seen),
         Assembler(Lsn(checkpoint), piece_bytes=piece_bytes),
         piece_bytes=piece_bytes,
         bulk_frames=bulk_frames,
@@ -431,7 +438,7 @@ def outcome(frames: list[bytes], read: Reader) -> Any:
                 batch.add_bulk(item, projectors)
             else:
                 batch.add(item, projectors)
-    except (ProtocolError, ProjectionError):
+    except (ProtocolError, ProjectionError, SchemaChanged):
         return None
     mirror.apply(batch)
     return mirror.tables
