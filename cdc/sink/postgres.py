@@ -35,6 +35,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 2
   and l.classid = hashtext('cdc')::bigint & 4294967295
   and l.objid = hashtext(%s)::bigint & 4294967295
 """
+_MAY_WAIT: Final = "select exists (select from pg_constraint where condeferrable)"
 _POSITIONS: Final = """
 select pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn
 """
@@ -57,6 +58,7 @@ class PostgresSink:
         self._few = _FEW
         self._filled: set[sa.Table] = set()
         self._collided: set[sa.Table] = set()
+        self._may_wait: bool | None = None
         self._direct: set[sa.Table] = set()
         self._binds: dict[Shape, Callable[[Row], Row] | None] = {}
         self._writers: dict[type, Callable[[Shape, list[Row]], None]] = {
@@ -117,6 +119,11 @@ class PostgresSink:
 
     def check_deferred(self) -> None:
         """Check the constraints that wait for the commit now, while the rows can be told."""
+        if self._may_wait is None:
+            row = self._driver.execute(_MAY_WAIT).fetchone()
+            self._may_wait = row is None or bool(row[0])
+        if not self._may_wait:
+            return
         for when in ("immediate", "deferred"):
             self._driver.execute(f"set constraints all {when}")
 

@@ -49,6 +49,7 @@ class Writer:
         self._pieces_applied = False
         self._not_durable: deque[tuple[Lsn, int]] = deque()
         self._durable: Lsn | None = None
+        self._just_looked = False  # how far the read database is durable
 
     @property
     def checkpoint(self) -> Lsn | None:
@@ -127,7 +128,9 @@ class Writer:
             stored = checkpoints.load(connection, self._slot)
         lsn = stored.lsn if stored else None
         if lsn is not None and lsn == batch.end_lsn and batch.complete:
-            self._committed(lsn)
+            _, sink = self._opened()
+            with translated():
+                self._committed(lsn, sink.positions())
             return True
         if self._lost_commits(lsn):
             raise ReadTransactionLost("the read database crashed and lost its last commits")
@@ -177,24 +180,39 @@ class Writer:
 
     def _applies(self, batch: Batch) -> bool:
         """Apply the net effect; tell False, with nothing changed, where a row is refused."""
-        connection, sink = self._opened()
-        with sink.together():
-            connection.exec_driver_sql("savepoint cdc")
+        _, sink = self._opened()
+        if self._pieces_applied:
+            self._execute("savepoint cdc")
         try:
             with translated():
                 for segment in batch.effect.segments:
                     sink.apply(segment)
-                with sink.together():
-                    if batch.complete:
-                        sink.check_deferred()
-                    connection.exec_driver_sql("release savepoint cdc")
+                if batch.complete:
+                    sink.check_deferred()
         except RowsRefused:
-            connection.exec_driver_sql("rollback to savepoint cdc")
-            connection.exec_driver_sql("release savepoint cdc")
-            sink.rolled_back()
+            self._undo()
             return False
+        if self._pieces_applied:
+            self._execute("release savepoint cdc")
         sink.keep()
         return True
+
+    def _undo(self) -> None:
+        """Go back to where the batch began: the transaction's begin, unless it came in pieces."""
+        connection, sink = self._opened()
+        if self._pieces_applied:
+            self._execute("rollback to savepoint cdc")
+            self._execute("release savepoint cdc")
+        elif self._transaction is not None:
+            with translated():
+                self._transaction.rollback()
+            self._transaction = connection.begin()
+        sink.rolled_back()
+
+    def _execute(self, statement: str) -> None:
+        connection, _ = self._opened()
+        with translated():
+            connection.exec_driver_sql(statement)
 
     def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
         """Apply transaction after transaction, as the source did.
@@ -269,18 +287,26 @@ class Writer:
                 new=end_lsn,
                 commit_time=batch.commit_time,
             )
-        self._transaction.commit()
+        try:
+            with translated(), sink.together():
+                self._transaction.commit()
+                positions = sink.positions()
+        except RowsRefused as error:
+            # A constraint that waits was made after we looked: the next connection looks again.
+            raise ReadUnavailable(f"the read database refused a commit: {error}") from None
         self._transaction = None
         self._pieces_applied = False
         sink.committed()
         if forward:
-            self._committed(end_lsn)
+            self._committed(end_lsn, positions)
 
-    def _committed(self, end_lsn: Lsn) -> None:
+    def _committed(self, end_lsn: Lsn, positions: tuple[int, int]) -> None:
+        """Note a commit, and how far the read database was just after it."""
+        written, flushed = positions
         self._checkpoint = end_lsn
-        if self._sink is not None:
-            written, _ = self._sink.positions()
-            self._not_durable.append((end_lsn, written))
+        self._not_durable.append((end_lsn, written))
+        self._flushed(flushed)
+        self._just_looked = True
 
     @property
     def has_undurable_commits(self) -> bool:
@@ -289,12 +315,17 @@ class Writer:
 
     def durable(self) -> Lsn | None:
         """Give the last checkpoint that the read database has on disk; raise ReadUnavailable."""
-        if self._not_durable and self._sink is not None and self._transaction is None:
+        looked, self._just_looked = self._just_looked, False
+        waits = self._not_durable and self._sink is not None and self._transaction is None
+        if waits and not looked and self._sink is not None:
             with translated():
                 _, flushed = self._sink.positions()
-            while self._not_durable and self._not_durable[0][1] <= flushed:
-                self._durable, _ = self._not_durable.popleft()
+            self._flushed(flushed)
         return self._durable
+
+    def _flushed(self, position: int) -> None:
+        while self._not_durable and self._not_durable[0][1] <= position:
+            self._durable, _ = self._not_durable.popleft()
 
     def flush(self) -> None:
         """Make the commits so far durable; raise ReadUnavailable."""
