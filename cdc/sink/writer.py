@@ -332,6 +332,7 @@ class Writer:
         if self._not_durable and self._sink is not None and self._transaction is None:
             with translated():
                 self._sink.flush()
+            self._just_looked = False
 
     def _opened(self) -> tuple[sa.Connection, Sink]:
         if self._connection is None or self._sink is None:
