@@ -9,7 +9,7 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pytest
@@ -52,6 +52,11 @@ def source_table(name: str) -> SourceTable:
 SCHEMA = {NAMES[name]: source_table(name) for name in KEYS}
 
 
+def key_of(table: str) -> tuple[str, ...]:
+    """Give the key of a table, or of a partition of the first one."""
+    return KEYS.get(table, KEYS["one"])
+
+
 class Plugin(Protocol):
     def decoder(self, seen: Snapshot) -> Any: ...
     def describes(self, table: str) -> list[bytes]: ...
@@ -67,7 +72,7 @@ class Pgoutput:
 
     def describes(self, table: str) -> list[bytes]:
         columns = b"".join(
-            struct.pack("b", c in KEYS[table]) + c.encode() + b"\0" + struct.pack(">Ii", oid, -1)
+            struct.pack("b", c in key_of(table)) + c.encode() + b"\0" + struct.pack(">Ii", oid, -1)
             for c, oid in TYPES.items()
         )
         head = b"R" + struct.pack(">I", len(table)) + b"b\0" + table.encode() + b"\0d"
@@ -81,10 +86,10 @@ class Pgoutput:
 
     def change(self, kind: str, table: str, row: Row, old: Row) -> bytes:
         head = kind.encode() + struct.pack(">I", len(table))
-        key = {c: old.get(c) if c in KEYS[table] else None for c in COLUMNS}
+        key = {c: old.get(c) if c in key_of(table) else None for c in COLUMNS}
         if kind == "D":
             return head + b"K" + self._tuple(key)
-        moved = old and any(old[c] != row[c] for c in KEYS[table])
+        moved = old and any(old[c] != row[c] for c in key_of(table))
         return head + (b"K" + self._tuple(key) if moved else b"") + b"N" + self._tuple(row)
 
     def _tuple(self, row: Row) -> bytes:
@@ -442,3 +447,42 @@ def outcome(frames: list[bytes], read: Reader) -> Any:
         return None
     mirror.apply(batch)
     return mirror.tables
+
+
+def test_a_row_that_changes_partitions_is_not_told_twice_or_never() -> None:
+    """Of a publication that names partitions: what happened in which order counts for both."""
+    root = SCHEMA[NAMES["one"]]
+    schema = {root.name: replace(root, leaves=(TableName("b", "p"), TableName("b", "first p")))}
+    plugin, row = Pgoutput(), dict.fromkeys(COLUMNS, "1")
+    describes = [plugin.describes(leaf)[0] for leaf in ("p", "first p")]
+    frames = [plugin.begin(10), *describes, plugin.commit(10), plugin.begin(20)]
+    for old, new in (("first p", "p"), ("p", "first p")) * 3 + (("first p", "p"),):
+        frames += [plugin.change("D", old, {}, row), plugin.change("I", new, row, {})]
+    frames.append(plugin.commit(20))
+    decoder = PgOutput(Relations(schema, Snapshot(0)), bulk=frozenset(schema))
+    read = Reader(decoder, Assembler(Lsn(0), piece_bytes=2**20), piece_bytes=2**20, bulk_frames=5)
+    assert outcome(frames[:4], read) is not None
+    assert outcome(frames[4:], read)["one"] == {("1",): row}
+
+
+def test_a_table_whose_key_was_renamed_stops_no_rows_of_others() -> None:
+    """Until it has rows again it is known as it was described before that."""
+    plugin, other = Pgoutput(), 'Two "é'
+    (as_it_was,) = (frame.replace(b"\1id\0", b"\1nr\0") for frame in plugin.describes("one"))
+    row = dict.fromkeys(COLUMNS, "1")
+    relations = Relations(SCHEMA, Snapshot(50), {NAMES["one"]: {"nr": "id"}})
+    read = Reader(
+        PgOutput(relations, bulk=frozenset(SCHEMA)),
+        Assembler(Lsn(0), piece_bytes=2**20),
+        piece_bytes=2**20,
+        bulk_frames=5,
+    )
+    for seen_then_not in (
+        [plugin.begin(10), as_it_was, *plugin.describes(other), plugin.commit(10)],
+        [plugin.begin(60), plugin.change("I", other, row, {}), plugin.commit(60)],
+    ):
+        assert outcome(seen_then_not, read) is not None
+    updates = [plugin.change("U", other, row | {"v": str(i)}, row) for i in range(8)]
+    frames = [plugin.begin(70), *updates, plugin.commit(70)]
+    (bulk,) = read.read([memoryview(HEADER + frame) for frame in frames])
+    assert isinstance(bulk, Bulk)
