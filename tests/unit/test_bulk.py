@@ -265,7 +265,8 @@ class Mirror:
             assert key not in rows, "a row that is written as new is there already"
             rows[key] = row
         for row in _rows(effects.lines.known_text, columns):
-            rows[tuple(row[c] for c in names)] = row
+            key = tuple(row[c] for c in names)
+            rows[key] = rows.get(key, {}) | row
 
 
 def _key(key: Any) -> Key:
@@ -486,3 +487,27 @@ def test_a_table_whose_key_was_renamed_stops_no_rows_of_others() -> None:
     frames = [plugin.begin(70), *updates, plugin.commit(70)]
     (bulk,) = read.read([memoryview(HEADER + frame) for frame in frames])
     assert isinstance(bulk, Bulk)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_row_made_again_keeps_nothing_of_a_column_dropped_meanwhile(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read table has the column still, and what was in it went with the row."""
+    projectors, mirror, frames = registry(), Mirror(), PLUGINS[plugin]
+    row = dict.fromkeys(("id", "k", "v"), "1") | {"flag": "t", "data": "\\x01", "n": "1"}
+    mirror.tables["one"][("1",)] = row
+    monkeypatch.setattr(f"{__name__}.TYPES", {c: oid for c, oid in TYPES.items() if c != "n"})
+    monkeypatch.setattr(f"{__name__}.COLUMNS", COLUMNS[:-1])
+    new = {c: row[c] for c in COLUMNS}
+    other = new | {"id": "2"}
+    read = reader(frames, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0))
+    first = [frames.begin(10), *frames.describes("one"), frames.change("I", "one", other, {})]
+    again = [frames.change("D", "one", {}, new), frames.change("I", "one", new, {})] * 4
+    batch = Batch()
+    for part in ([*first, frames.commit(10)], [frames.begin(20), *again, frames.commit(20)]):
+        for item in read.read([memoryview(HEADER + frame) for frame in part]):
+            (batch.add_bulk if isinstance(item, Bulk) else batch.add)(item, projectors)
+        mirror.apply(batch)
+        batch = Batch()
+    assert mirror.tables["one"] == {("1",): new, ("2",): other}
