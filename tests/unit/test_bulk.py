@@ -511,3 +511,26 @@ def test_a_row_made_again_keeps_nothing_of_a_column_dropped_meanwhile(
         mirror.apply(batch)
         batch = Batch()
     assert mirror.tables["one"] == {("1",): new, ("2",): other}
+
+
+def test_frames_of_a_large_transaction_are_looked_at_once() -> None:
+    """Not all that are kept whenever some arrive: it would take longer and longer."""
+    looked_at: list[object] = []
+
+    class Looking(PgOutput):
+        def is_commit(self, frame: memoryview) -> bool:
+            looked_at.append(frame)
+            return super().is_commit(frame)
+
+    plugin, row = Pgoutput(), dict.fromkeys(COLUMNS, "1")
+    decoder = Looking(Relations(SCHEMA, Snapshot(0)), bulk=frozenset(SCHEMA))
+    read = Reader(decoder, Assembler(Lsn(0), piece_bytes=9000), piece_bytes=9000, bulk_frames=5)
+    frames = [plugin.begin(10), *plugin.describes("one"), plugin.commit(10), plugin.begin(20)]
+    frames += [plugin.change("I", "one", row | {"id": str(i)}, {}) for i in range(200)]
+    frames.append(plugin.commit(20))
+    items = []
+    for i in range(0, len(frames), 5):
+        items += read.read([memoryview(HEADER + frame) for frame in frames[i : i + 5]])
+    assert len(in_order(items)) == 1 + 200 + 1
+    assert sum(isinstance(item, Bulk) for item in items) == 2
+    assert len(looked_at) <= len(frames)
