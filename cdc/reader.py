@@ -71,7 +71,7 @@ class Reader:
         return self._in_bulk(taken) if taken else iter(())
 
     def _until_commit(self, new: int) -> int:
-        """Count the frames up to the last commit; all where they have none and are too much to keep.
+        """Count the frames up to the last commit; without one all, if they are too much to keep.
 
         Only the `new` ones are looked at: those that were kept for the next time hold no commit.
         """

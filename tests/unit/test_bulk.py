@@ -28,6 +28,7 @@ from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
+from cdc.source.cut_rows import Encoding, JsonText, PlainText
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.snapshot import Snapshot
@@ -421,7 +422,7 @@ def test_any_frames_are_read_or_are_a_protocol_error(plugin: str, frames: list[b
 def test_a_damaged_frame_is_read_in_bulk_as_it_is_one_by_one(
     plugin: str, data: st.DataObject, at: int, byte: int
 ) -> None:
-    """What is refused one by one may be left to the read database to refuse."""
+    """What is refused one by one may be left to the read database, or is the same error."""
     history = data.draw(histories(plugin))
     damaged = bytearray(b"".join(history.frames))
     damaged[at % len(damaged)] = byte
@@ -430,14 +431,25 @@ def test_a_damaged_frame_is_read_in_bulk_as_it_is_one_by_one(
         frames.append(bytes(damaged[position : position + len(frame)]))
         position += len(frame)
     reference = outcome(frames, reader(history.plugin, bulk_frames=10**9, piece_bytes=2**20))
+    in_bulk = projected(frames, reader(history.plugin, bulk_frames=5, piece_bytes=2**20))
     if reference is not None:
-        in_bulk = reader(history.plugin, bulk_frames=5, piece_bytes=2**20)
-        assert outcome(frames, in_bulk) == reference
+        assert applied(in_bulk) == reference
 
 
 def outcome(frames: list[bytes], read: Reader) -> Any:
     """Give what a read database holds in the end; None where the frames are refused."""
-    projectors, mirror, batch = registry(), Mirror(), Batch()
+    return applied(projected(frames, read))
+
+
+def applied(batch: Batch | None) -> Any:
+    mirror = Mirror()
+    if batch is not None:
+        mirror.apply(batch)
+    return None if batch is None else mirror.tables
+
+
+def projected(frames: list[bytes], read: Reader) -> Batch | None:
+    projectors, batch = registry(), Batch()
     try:
         for item in read_all(frames, read, chance=random.Random(1), longest=40):
             if isinstance(item, Bulk):
@@ -446,8 +458,16 @@ def outcome(frames: list[bytes], read: Reader) -> Any:
                 batch.add(item, projectors)
     except (ProtocolError, ProjectionError, SchemaChanged):
         return None
-    mirror.apply(batch)
-    return mirror.tables
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"),
+    [(PlainText(), b"\xff"), (JsonText(), b"\xff"), (JsonText(), b"\\q"), (JsonText(), b"\\ud800")],
+)
+def test_what_is_no_text_is_a_protocol_error(encoding: Encoding, value: bytes) -> None:
+    with pytest.raises(ProtocolError, match="UTF-8"):
+        encoding.decode(value)
 
 
 def test_a_row_that_changes_partitions_is_not_told_twice_or_never() -> None:
