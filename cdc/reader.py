@@ -99,9 +99,11 @@ class Reader:
             return
         whole = [*transactions, *self._piece(self._assembler)]
         again = partial(self._again, decoder, assembler, stretch)
-        # Rows of what was dropped are among those set apart, or rows that are described otherwise.
+        # Rows of what was dropped are among those set apart, or rows that are described otherwise,
+        # or rows of no transaction.
         if (
-            assembler.dropping
+            not whole
+            or assembler.dropping
             or self._assembler.dropped > assembler.dropped
             or self._decoder.turns > decoder.turns
         ):
@@ -127,7 +129,7 @@ class Reader:
                 transaction = assembler.feed(message, _size(frame))
                 if transaction is not None:
                     yield transaction
-                elif isinstance(message, Emitted):
+                elif isinstance(message, Emitted) and decoder is self._decoder:  # not read again
                     self.emitted = True
 
 

@@ -65,6 +65,7 @@ class Plugin(Protocol):
     def commit(self, lsn: int) -> bytes: ...
     def change(self, kind: str, table: str, row: Row, old: Row) -> bytes: ...
     def truncate(self, table: str) -> bytes: ...
+    def emitted(self) -> bytes: ...
 
 
 class Pgoutput:
@@ -101,6 +102,9 @@ class Pgoutput:
             return b"n" if value is None else b"u"
         text = str(value).encode()
         return b"t" + struct.pack(">i", len(text)) + text
+
+    def emitted(self) -> bytes:
+        return b"M\0" + struct.pack(">q", 1) + b"cdc\0" + struct.pack(">i", 1) + b"x"
 
     def truncate(self, table: str) -> bytes:
         return b"T" + struct.pack(">ibI", 1, 0, len(table))
@@ -149,6 +153,9 @@ class Wal2json:
             case "data":
                 return json.dumps(str(value)[2:])
         return json.dumps(value, ensure_ascii=False)
+
+    def emitted(self) -> bytes:
+        return self._line("M", ',"transactional":false,"prefix":"cdc","content":"x"')
 
     def truncate(self, table: str) -> bytes:
         name = json.dumps(table, ensure_ascii=False)
@@ -554,3 +561,33 @@ def test_frames_of_a_large_transaction_are_looked_at_once() -> None:
     assert len(in_order(items)) == 1 + 200 + 1
     assert sum(isinstance(item, Bulk) for item in items) == 2
     assert len(looked_at) <= len(frames)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_rows_in_bulk_outside_a_transaction_are_a_protocol_error(plugin: str) -> None:
+    frames, row = PLUGINS[plugin], dict.fromkeys(COLUMNS, "1") | {"flag": "t", "data": "\\x"}
+    read = reader(frames, bulk_frames=5, piece_bytes=500, seen=Snapshot(0))
+    first = [frames.begin(10), *frames.describes("one"), frames.commit(10)]
+    assert projected(first, read) is not None
+    rows = [memoryview(HEADER + frames.change("I", "one", row, {}))] * 9
+    with pytest.raises(ProtocolError, match="outside a transaction"):
+        list(read.read(rows))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_what_is_read_again_tells_the_stream_nothing(plugin: str) -> None:
+    """It is read by another thread."""
+    history = History(PLUGINS[plugin], random.Random(1), ["a"])
+    history.frames += [frame for table in KEYS for frame in history.plugin.describes(table)]
+    history.transaction(["insert"])
+    first = len(history.frames)
+    history.transaction(["insert"] * 8)
+    read = reader(history.plugin, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0))
+    list(read.read([memoryview(HEADER + frame) for frame in history.frames[:first]]))
+    said = [history.plugin.emitted(), *history.frames[first:]]
+    (bulk,) = read.read([memoryview(HEADER + frame) for frame in said])
+    assert isinstance(bulk, Bulk)
+    assert read.emitted
+    read.emitted = False
+    assert bulk.in_order()
+    assert not read.emitted
