@@ -52,6 +52,7 @@ class Reader:
         self._piece_bytes = piece_bytes
         self._bulk_frames = bulk_frames
         self._carried: list[Frame] = []
+        self._carried_bytes = 0
         self.emitted = False  # a message written into the WAL was read: somebody waits for it
 
     @property
@@ -61,22 +62,32 @@ class Reader:
 
     def read(self, frames: Sequence[Frame]) -> Iterator[Transaction | Bulk]:
         """Give what the frames complete; raise ProtocolError."""
-        carried, self._carried = self._carried, []
-        frames = [*carried, *frames]
-        if len(frames) < self._bulk_frames:
-            return self._one_by_one(self._decoder, self._assembler, frames)
-        return self._in_bulk(self._until_commit(frames))
+        self._carried += frames
+        self._carried_bytes += sum(map(len, frames))
+        if len(self._carried) < self._bulk_frames:
+            every = self._take(len(self._carried))
+            return self._one_by_one(self._decoder, self._assembler, every)
+        taken = self._take(self._until_commit(len(frames)))
+        return self._in_bulk(taken) if taken else iter(())
 
-    def _until_commit(self, frames: list[Frame]) -> list[Frame]:
-        """Keep what follows the last commit for the next time, unless it is too much to keep."""
-        for position in range(len(frames), 0, -1):
-            if self._decoder.is_commit(frames[position - 1]):
-                self._carried = frames[position:]
-                return frames[:position]
-        if sum(map(len, frames)) >= self._piece_bytes:
-            return frames
-        self._carried = frames
-        return []
+    def _until_commit(self, new: int) -> int:
+        """Count the frames up to the last commit; without one all, if they are too much to keep.
+
+        Only the `new` ones are looked at: those that were kept for the next time hold no commit.
+        """
+        count = len(self._carried)
+        for position in range(count, count - new, -1):
+            if self._decoder.is_commit(self._carried[position - 1]):
+                return position
+        return count if self._carried_bytes >= self._piece_bytes else 0
+
+    def _take(self, count: int) -> list[Frame]:
+        """Take the first frames; keep the others for the next time."""
+        if not count:
+            return []
+        taken, self._carried = self._carried[:count], self._carried[count:]
+        self._carried_bytes = sum(map(len, self._carried))
+        return taken
 
     def _in_bulk(self, frames: list[Frame]) -> Iterator[Transaction | Bulk]:
         decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
@@ -88,9 +99,11 @@ class Reader:
             return
         whole = [*transactions, *self._piece(self._assembler)]
         again = partial(self._again, decoder, assembler, stretch)
-        # Rows of what was dropped are among those set apart, or rows that are described otherwise.
+        # Rows of what was dropped are among those set apart, or rows that are described otherwise,
+        # or rows of no transaction.
         if (
-            assembler.dropping
+            not whole
+            or assembler.dropping
             or self._assembler.dropped > assembler.dropped
             or self._decoder.turns > decoder.turns
         ):
@@ -116,7 +129,7 @@ class Reader:
                 transaction = assembler.feed(message, _size(frame))
                 if transaction is not None:
                     yield transaction
-                elif isinstance(message, Emitted):
+                elif isinstance(message, Emitted) and decoder is self._decoder:  # not read again
                     self.emitted = True
 
 

@@ -230,9 +230,8 @@ class Batch:
         Rows that cannot be written in bulk are projected one by one, like all the rest: it tells
         what is wrong with which.
         """
-        try:
-            plans = [(rows, registry.bulk_plans(rows.relation)) for rows in bulk.rows]
-        except ProjectionError:
+        plans = _bulk_plans(bulk, registry)
+        if plans is None:
             for transaction in bulk.in_order():
                 self.add(transaction, registry)
             return
@@ -289,3 +288,19 @@ class Batch:
     def commit_time(self) -> datetime | None:
         """When the last transaction committed."""
         return self.transactions[-1].commit_time if self.transactions else None
+
+
+def _bulk_plans(
+    bulk: Bulk, registry: Registry
+) -> list[tuple[Rows, list[tuple[str, BulkPlan]]]] | None:
+    """Give how the rows are written in bulk; None where some cannot be.
+
+    Nor where the source has dropped a column that the read table has still: a row deleted and made
+    again does not keep what was in it, which a line without that column would.
+    """
+    try:
+        plans = [(rows, registry.bulk_plans(rows.relation)) for rows in bulk.rows]
+    except ProjectionError:
+        return None
+    is_whole = all(plan.shape.full or plan.appends for _, of_rows in plans for _, plan in of_rows)
+    return plans if is_whole else None

@@ -53,6 +53,17 @@ class Lines:
         if self.fresh:
             self.fresh_texts.append(lines.joined(self.fresh.values()))
 
+    def by_key(self) -> dict[Key, bytes]:
+        """Give all rows but those to append, by key.
+
+        Nothing changes: where the connection is lost they may be asked for again as `seal` left
+        them.
+        """
+        rows = self.known | self.fresh
+        for unmerged in self._unmerged:
+            rows |= net_rows(unmerged, self.plan).written
+        return rows
+
     def __contains__(self, key: Key) -> bool:
         self.merge()
         return key in self.fresh or key in self.known

@@ -65,10 +65,10 @@ class Mirror:
     table: sa.Table
     settings: MirrorSettings
     hash_key: bytes
-    _relation: Relation | None = field(default=None, init=False)
-    _last_plan: _Plan | None = field(default=None, init=False)
-    _bulk_relation: Relation | None = field(default=None, init=False)
-    _bulk_plan: BulkPlan | None = field(default=None, init=False)
+    # A plan and what it is for are one value: the writer's thread projects too, where it applies
+    # in order, and rows of other descriptions.
+    _last: tuple[Relation, _Plan] | None = field(default=None, init=False)
+    _last_in_bulk: tuple[Relation, BulkPlan] | None = field(default=None, init=False)
 
     @property
     def sources(self) -> tuple[TableName, ...]:
@@ -81,10 +81,10 @@ class Mirror:
     def operations(self, change: Change) -> Iterable[Operation]:
         if isinstance(change, Truncated):
             return (Truncate(self.table),)
-        plan = self._last_plan
-        if plan is None or change.relation is not self._relation:
-            plan = self._last_plan = self._plan(change.relation)
-            self._relation = change.relation
+        last = self._last
+        if last is None or last[0] is not change.relation:
+            last = self._last = (change.relation, self._plan(change.relation))
+        plan = last[1]
         if self.settings.insert_only:
             return self._appended(change, plan)
         if isinstance(change, Inserted):
@@ -114,10 +114,10 @@ class Mirror:
 
     def bulk_plan(self, relation: Relation) -> BulkPlan:
         """Give how rows of a relation are written in bulk; raise ProjectionError."""
-        if self._bulk_plan is None or self._bulk_relation is not relation:
-            self._bulk_plan = self._planned_in_bulk(relation)
-            self._bulk_relation = relation
-        return self._bulk_plan
+        last = self._last_in_bulk
+        if last is None or last[0] is not relation:
+            last = self._last_in_bulk = (relation, self._planned_in_bulk(relation))
+        return last[1]
 
     def _planned_in_bulk(self, relation: Relation) -> BulkPlan:
         kept = self._kept(relation)

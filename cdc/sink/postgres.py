@@ -231,13 +231,12 @@ class PostgresSink:
             return
         shape = encoded.plan.shape
         if table in self._collided:
-            encoded.merge()
-            rows = encoded.known | encoded.fresh
+            rows = encoded.by_key()
             self._upsert_text(shape, lines.joined(rows.values()) if rows else b"", len(rows))
         else:
             self._upsert_text(shape, encoded.known_text, len(encoded.known))
-            self._copy_text(self._name(table), shape, encoded.fresh_texts)
             self._direct |= {table} if encoded.fresh_texts else set()
+            self._copy_text(self._name(table), shape, encoded.fresh_texts)
         self._copy_text(self._name(table), shape, encoded.appended)
 
     def _upsert_text(self, shape: Shape, text: bytes, count: int) -> None:

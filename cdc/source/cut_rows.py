@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cdc import lines
 from cdc.change import Relation
+from cdc.errors import ProtocolError
 from cdc.rows import Key
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 
@@ -103,7 +104,14 @@ class Encoding(Protocol):
     """A value that holds one of these bytes is not what it is in a line."""
 
     def decode(self, value: bytes) -> str:
-        """Give the text of a value."""
+        """Give the text of a value; raise ProtocolError where it is none."""
+
+
+def _no_text() -> ProtocolError:
+    return ProtocolError(
+        "the plugin sent a value that is no text in UTF-8",
+        hint="its database has another encoding, or is damaged there",
+    )
 
 
 class PlainText:
@@ -112,7 +120,10 @@ class PlainText:
     special = lines.SPECIAL
 
     def decode(self, value: bytes) -> str:
-        return value.decode(errors="surrogateescape")
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise _no_text() from None
 
 
 class JsonText:
@@ -121,9 +132,12 @@ class JsonText:
     special = b"\\"
 
     def decode(self, value: bytes) -> str:
-        if b"\\" in value:
-            return msgspec.json.decode(b'"' + value + b'"', type=str)
-        return value.decode(errors="surrogateescape")
+        try:
+            if b"\\" in value:
+                return msgspec.json.decode(b'"' + value + b'"', type=str)
+            return value.decode()
+        except (UnicodeDecodeError, msgspec.DecodeError):
+            raise _no_text() from None
 
 
 @dataclass(eq=False)

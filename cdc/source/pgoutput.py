@@ -50,7 +50,6 @@ class PgOutput:
         self._bulk = bulk
         self._told: dict[int, _Told] = dict(told or {})
         self._by_oid = _ByOid(lambda oid: self._described(self._told[oid]))
-        self._in_bulk: dict[int, Described] | None = None
         self._decoders: dict[bytes, Callable[[bytes], Sequence[Message]]] = {
             b"I": self._inserted,
             b"U": self._updated,
@@ -72,10 +71,16 @@ class PgOutput:
         """Give rows of tables to be written in bulk, and the frames that are left, in order."""
         if not self._relations.settled:
             return [], list(stretch)
-        if self._in_bulk is None:
-            described = {oid: self._by_oid[oid] for oid in self._told}
-            self._in_bulk = {o: d for o, d in described.items() if d.relation.name in self._bulk}
         return set_apart(stretch, self._in_bulk)
+
+    def _in_bulk(self, oid: int) -> Described | None:
+        if oid not in self._told:
+            return None
+        try:
+            described = self._by_oid[oid]
+        except ProtocolError:  # reading its rows tells
+            return None
+        return described if described.relation.name in self._bulk else None
 
     @property
     def turns(self) -> int:
@@ -102,7 +107,6 @@ class PgOutput:
         begin = _begin(data)
         if self._relations.begin(begin.xid):
             self._by_oid.clear()
-            self._in_bulk = None
         return (begin,)
 
     def _relation(self, data: bytes) -> Sequence[Message]:
@@ -123,7 +127,6 @@ class PgOutput:
             flagged += [name] if flags & _IS_KEY else []
         self._told[oid] = _Told(reported, columns, [] if full else flagged)
         self._by_oid[oid] = self._described(self._told[oid])
-        self._in_bulk = None
         return ()
 
     def _described(self, told: "_Told") -> Described:

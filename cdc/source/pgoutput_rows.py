@@ -5,7 +5,8 @@ is left to be read change by change (`cdc.source.pgoutput`), which also tells wh
 frame that is not as it should be.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,32 +39,41 @@ class Described(NamedTuple):
     kept: tuple[int, ...] | None
 
 
-def set_apart(
-    stretch: Stretch, described: Mapping[int, Described]
-) -> tuple[list[Rows], list[Frame]]:
-    """Give the rows of the relations described (by oid), and the frames that are left, in order."""
+Describe = Callable[[int], Described | None]
+"""Gives the relation with an oid; None where its rows are not for bulk."""
+
+
+def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], list[Frame]]:
+    """Give rows of the relations described, and the frames that are left, in order."""
     try:
-        return _set_apart(Places.of(stretch), described)
+        return _set_apart(Places.of(stretch), describe)
     except IndexError:  # a frame ends before its time: reading it alone tells which
         return [], list(stretch)
 
 
-def _set_apart(
-    places: Places, described: Mapping[int, Described]
-) -> tuple[list[Rows], list[Frame]]:
+def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], list[Frame]]:
     meaning = _MEANING[places.kinds]
     left = np.ones(len(meaning), np.bool_)
     found: list[Rows] = []
     rows = np.flatnonzero(meaning == _ROW) if meaning.all() else np.empty(0, np.int64)
     oids = places.uint32[places.starts[rows] + _OID]
-    for oid in np.unique(oids).tolist():
-        if oid in described:
-            index = rows[oids == oid]
-            one = _rows(places.picked(index), described[oid])
-            if one is not None:
-                found.append(one)
-                left[index] = False
+    for oid, described in _alone(np.unique(oids).tolist(), describe):
+        index = rows[oids == oid]
+        one = _rows(places.picked(index), described)
+        if one is not None:
+            found.append(one)
+            left[index] = False
     return found, places.frames(np.flatnonzero(left))
+
+
+def _alone(oids: list[int], describe: Describe) -> list[tuple[int, Described]]:
+    """Give those that are described; not two of one table: their rows have one order.
+
+    Partitions are such where a publication names them.
+    """
+    known = [(oid, described) for oid in oids if (described := describe(oid)) is not None]
+    times = Counter(described.relation.name for _, described in known)
+    return [(oid, described) for oid, described in known if times[described.relation.name] == 1]
 
 
 def _rows(places: Places, described: Described) -> CutRows | None:

@@ -20,9 +20,9 @@ from generate_series({first}, {last}) i
 """
 
 
-def mirrored(write: Database, read: Database) -> None:
-    assert read.texts("t") == write.texts("t")
-    assert write.value("select count(*) from t") > 0
+def mirrored(write: Database, read: Database, table: str = "t") -> None:
+    assert read.texts(table) == write.texts(table)
+    assert write.value(f"select count(*) from {table}") > 0
 
 
 def test_values_of_every_kind_arrive_as_they_were(
@@ -116,3 +116,67 @@ def test_a_transaction_that_comes_in_pieces_appears_whole(
     )
     cdc_run(wanted)
     mirrored(write, read)
+
+
+ODD = """
+create table numbers (k numeric primary key, v text);
+create table floats (k float8 primary key, v text);
+create table padded (k char(5) primary key, v char(3));
+create table whole (id int primary key, v text, w text);
+alter table whole replica identity full;
+create table other_key (id int primary key, u text not null unique, v text);
+alter table other_key replica identity using index other_key_u_key;
+create table lost (id int, gone text, v text, primary key (id));
+alter table lost drop column gone;
+create table alone (k text primary key);
+create table several (b text, a int, v text, primary key (a, b))
+"""
+ROWS = """
+insert into numbers select i + 0.0, i from generate_series(1, 300) i;
+insert into floats select i / 7.0, i from generate_series(1, 300) i;
+insert into padded select i, i from generate_series(1, 300) i;
+insert into whole select i, i, nullif(i % 3, 0) from generate_series(1, 300) i;
+insert into other_key select i, 'u' || i, i from generate_series(1, 300) i;
+insert into lost select i, i from generate_series(1, 300) i;
+insert into alone select E'a\\n\\\\.\\n' || i from generate_series(1, 300) i;
+insert into several select E'\\t' || i, i, '' from generate_series(1, 300) i
+"""
+AGAIN = """
+delete from numbers where k < 100;
+insert into numbers select (i || '.000')::numeric, 'again' from generate_series(1, 99) i;
+delete from numbers where k < 50;
+insert into numbers select i, 'once more' from generate_series(1, 49) i;
+insert into floats values ('-0', 'a');
+delete from floats where k = 0;
+insert into floats values ('0', 'b');
+update floats set v = v || 'x';
+update padded set v = 'y';
+delete from padded where k::int % 2 = 0;
+insert into padded select i, '' from generate_series(2, 300, 4) i;
+update whole set w = '' where id % 2 = 0;
+delete from whole where id % 5 = 0;
+update other_key set id = -id;
+delete from other_key where id % 5 = 0;
+update lost set v = null where id % 2 = 0;
+delete from alone where k like '%7';
+update several set v = null where a % 2 = 0;
+delete from several where a % 3 = 0;
+insert into several select E'\\t' || i, i, E'\\x01' from generate_series(3, 300, 6) i
+"""
+
+
+def test_odd_tables_and_keys_of_many_spellings_arrive_as_they_were(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
+) -> None:
+    write.run(*ODD.split(";"))
+    wanted = configuration(plugin, mirrors=[{"source": "public.*"}])
+    cdc_run(wanted)
+    write.commit(*ROWS.split(";"))
+    cdc_run(wanted)
+    write.run(*AGAIN.split(";"))
+    cdc_run(wanted)
+    write.commit(*(f"delete from {table}" for table in ("numbers", "alone")))
+    write.run(*ROWS.split(";")[::6], *AGAIN.split(";")[:4])
+    cdc_run(wanted)
+    for table in ["numbers", "floats", "padded", "whole", "other_key", "lost", "alone", "several"]:
+        mirrored(write, read, table)

@@ -3,7 +3,7 @@
 import enum
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -26,10 +26,12 @@ from cdc.errors import (
     ReadUnavailable,
     WriteRefused,
 )
+from cdc.lines import encode, joined
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operation import Append, Move, shape_of
 from cdc.projection.batch import Batch
+from cdc.projection.lines import BulkPlan
 from cdc.projection.registry import Registry
 from cdc.servers import Server
 from cdc.sink import checkpoint
@@ -855,3 +857,58 @@ def test_the_session_is_ours_whatever_the_role_is_set_to(read: Database) -> None
     assert str(found[2]).startswith("ISO")
     writer.close()
     engine.dispose()
+
+
+# Rows in bulk.
+
+BULK = BulkPlan(
+    shape=shape_of(T, ("id", "a", "b"), text=True),
+    positions=(0, 1, 2),
+    key_shape=shape_of(T, ("id",), text=True),
+    key_positions=(0,),
+)
+
+
+class NewRows:
+    """Inserted rows, in bulk."""
+
+    relation = RELATION
+
+    def __init__(self, rows: list[tuple[str, ...]]) -> None:
+        self.rows = rows
+        self.inserted = [True] * len(rows)
+        self.deleted = [False] * len(rows)
+
+    def keys(self, positions: Sequence[int]) -> list[Any]:
+        (position,) = positions
+        return [row[position] for row in self.rows]
+
+    def lines(self, picked: Sequence[int], positions: Sequence[int]) -> list[bytes]:
+        return [encode([self.rows[i][p] for p in positions]) for i in picked]
+
+    def text(self, picked: Sequence[int], positions: Sequence[int]) -> bytes:
+        return joined(self.lines(picked, positions))
+
+
+DIES_ONCE = """
+create sequence once;
+create function dies_once() returns trigger language plpgsql as $$
+begin
+  if nextval('once') = 1 then perform pg_terminate_backend(pg_backend_pid()); end if;
+  return null;
+end $$;
+create trigger dies_once before update on t for each statement execute function dies_once();
+"""
+
+
+def test_new_rows_in_bulk_that_collided_outlive_a_lost_connection(sink: Sink) -> None:
+    sink.apply(Upsert(T, id=5, a="stale", b="stale"))
+    sink.read.run(DIES_ONCE)
+    batch = sink.batch(sink.transaction())
+    batch.effect.add_rows(NewRows([(str(key), "x", "y") for key in range(MANY)]), BULK)
+    batch.effect.seal()
+    with pytest.raises(ReadUnavailable):
+        sink.write(batch)
+    sink.write(batch)
+    assert sink.rows() == [(key, "x", "y") for key in range(MANY)]
+    assert sink.stored() == sink.lsn

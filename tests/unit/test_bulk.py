@@ -9,7 +9,7 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pytest
@@ -28,6 +28,7 @@ from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
+from cdc.source.cut_rows import Encoding, JsonText, PlainText
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.snapshot import Snapshot
@@ -52,6 +53,11 @@ def source_table(name: str) -> SourceTable:
 SCHEMA = {NAMES[name]: source_table(name) for name in KEYS}
 
 
+def key_of(table: str) -> tuple[str, ...]:
+    """Give the key of a table, or of a partition of the first one."""
+    return KEYS.get(table, KEYS["one"])
+
+
 class Plugin(Protocol):
     def decoder(self, seen: Snapshot) -> Any: ...
     def describes(self, table: str) -> list[bytes]: ...
@@ -59,6 +65,7 @@ class Plugin(Protocol):
     def commit(self, lsn: int) -> bytes: ...
     def change(self, kind: str, table: str, row: Row, old: Row) -> bytes: ...
     def truncate(self, table: str) -> bytes: ...
+    def emitted(self) -> bytes: ...
 
 
 class Pgoutput:
@@ -67,7 +74,7 @@ class Pgoutput:
 
     def describes(self, table: str) -> list[bytes]:
         columns = b"".join(
-            struct.pack("b", c in KEYS[table]) + c.encode() + b"\0" + struct.pack(">Ii", oid, -1)
+            struct.pack("b", c in key_of(table)) + c.encode() + b"\0" + struct.pack(">Ii", oid, -1)
             for c, oid in TYPES.items()
         )
         head = b"R" + struct.pack(">I", len(table)) + b"b\0" + table.encode() + b"\0d"
@@ -81,10 +88,10 @@ class Pgoutput:
 
     def change(self, kind: str, table: str, row: Row, old: Row) -> bytes:
         head = kind.encode() + struct.pack(">I", len(table))
-        key = {c: old.get(c) if c in KEYS[table] else None for c in COLUMNS}
+        key = {c: old.get(c) if c in key_of(table) else None for c in COLUMNS}
         if kind == "D":
             return head + b"K" + self._tuple(key)
-        moved = old and any(old[c] != row[c] for c in KEYS[table])
+        moved = old and any(old[c] != row[c] for c in key_of(table))
         return head + (b"K" + self._tuple(key) if moved else b"") + b"N" + self._tuple(row)
 
     def _tuple(self, row: Row) -> bytes:
@@ -95,6 +102,9 @@ class Pgoutput:
             return b"n" if value is None else b"u"
         text = str(value).encode()
         return b"t" + struct.pack(">i", len(text)) + text
+
+    def emitted(self) -> bytes:
+        return b"M\0" + struct.pack(">q", 1) + b"cdc\0" + struct.pack(">i", 1) + b"x"
 
     def truncate(self, table: str) -> bytes:
         return b"T" + struct.pack(">ibI", 1, 0, len(table))
@@ -143,6 +153,9 @@ class Wal2json:
             case "data":
                 return json.dumps(str(value)[2:])
         return json.dumps(value, ensure_ascii=False)
+
+    def emitted(self) -> bytes:
+        return self._line("M", ',"transactional":false,"prefix":"cdc","content":"x"')
 
     def truncate(self, table: str) -> bytes:
         name = json.dumps(table, ensure_ascii=False)
@@ -260,7 +273,8 @@ class Mirror:
             assert key not in rows, "a row that is written as new is there already"
             rows[key] = row
         for row in _rows(effects.lines.known_text, columns):
-            rows[tuple(row[c] for c in names)] = row
+            key = tuple(row[c] for c in names)
+            rows[key] = rows.get(key, {}) | row
 
 
 def _key(key: Any) -> Key:
@@ -415,7 +429,7 @@ def test_any_frames_are_read_or_are_a_protocol_error(plugin: str, frames: list[b
 def test_a_damaged_frame_is_read_in_bulk_as_it_is_one_by_one(
     plugin: str, data: st.DataObject, at: int, byte: int
 ) -> None:
-    """What is refused one by one may be left to the read database to refuse."""
+    """What is refused one by one may be left to the read database, or is the same error."""
     history = data.draw(histories(plugin))
     damaged = bytearray(b"".join(history.frames))
     damaged[at % len(damaged)] = byte
@@ -424,14 +438,25 @@ def test_a_damaged_frame_is_read_in_bulk_as_it_is_one_by_one(
         frames.append(bytes(damaged[position : position + len(frame)]))
         position += len(frame)
     reference = outcome(frames, reader(history.plugin, bulk_frames=10**9, piece_bytes=2**20))
+    in_bulk = projected(frames, reader(history.plugin, bulk_frames=5, piece_bytes=2**20))
     if reference is not None:
-        in_bulk = reader(history.plugin, bulk_frames=5, piece_bytes=2**20)
-        assert outcome(frames, in_bulk) == reference
+        assert applied(in_bulk) == reference
 
 
 def outcome(frames: list[bytes], read: Reader) -> Any:
     """Give what a read database holds in the end; None where the frames are refused."""
-    projectors, mirror, batch = registry(), Mirror(), Batch()
+    return applied(projected(frames, read))
+
+
+def applied(batch: Batch | None) -> Any:
+    mirror = Mirror()
+    if batch is not None:
+        mirror.apply(batch)
+    return None if batch is None else mirror.tables
+
+
+def projected(frames: list[bytes], read: Reader) -> Batch | None:
+    projectors, batch = registry(), Batch()
     try:
         for item in read_all(frames, read, chance=random.Random(1), longest=40):
             if isinstance(item, Bulk):
@@ -440,5 +465,129 @@ def outcome(frames: list[bytes], read: Reader) -> Any:
                 batch.add(item, projectors)
     except (ProtocolError, ProjectionError, SchemaChanged):
         return None
-    mirror.apply(batch)
-    return mirror.tables
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"),
+    [(PlainText(), b"\xff"), (JsonText(), b"\xff"), (JsonText(), b"\\q"), (JsonText(), b"\\ud800")],
+)
+def test_what_is_no_text_is_a_protocol_error(encoding: Encoding, value: bytes) -> None:
+    with pytest.raises(ProtocolError, match="UTF-8"):
+        encoding.decode(value)
+
+
+def test_a_row_that_changes_partitions_is_not_told_twice_or_never() -> None:
+    """Of a publication that names partitions: what happened in which order counts for both."""
+    root = SCHEMA[NAMES["one"]]
+    schema = {root.name: replace(root, leaves=(TableName("b", "p"), TableName("b", "first p")))}
+    plugin, row = Pgoutput(), dict.fromkeys(COLUMNS, "1")
+    describes = [plugin.describes(leaf)[0] for leaf in ("p", "first p")]
+    frames = [plugin.begin(10), *describes, plugin.commit(10), plugin.begin(20)]
+    for old, new in (("first p", "p"), ("p", "first p")) * 3 + (("first p", "p"),):
+        frames += [plugin.change("D", old, {}, row), plugin.change("I", new, row, {})]
+    frames.append(plugin.commit(20))
+    decoder = PgOutput(Relations(schema, Snapshot(0)), bulk=frozenset(schema))
+    read = Reader(decoder, Assembler(Lsn(0), piece_bytes=2**20), piece_bytes=2**20, bulk_frames=5)
+    assert outcome(frames[:4], read) is not None
+    assert outcome(frames[4:], read)["one"] == {("1",): row}
+
+
+def test_a_table_whose_key_was_renamed_stops_no_rows_of_others() -> None:
+    """Until it has rows again it is known as it was described before that."""
+    plugin, other = Pgoutput(), 'Two "é'
+    (as_it_was,) = (frame.replace(b"\1id\0", b"\1nr\0") for frame in plugin.describes("one"))
+    row = dict.fromkeys(COLUMNS, "1")
+    relations = Relations(SCHEMA, Snapshot(50), {NAMES["one"]: {"nr": "id"}})
+    read = Reader(
+        PgOutput(relations, bulk=frozenset(SCHEMA)),
+        Assembler(Lsn(0), piece_bytes=2**20),
+        piece_bytes=2**20,
+        bulk_frames=5,
+    )
+    for seen_then_not in (
+        [plugin.begin(10), as_it_was, *plugin.describes(other), plugin.commit(10)],
+        [plugin.begin(60), plugin.change("I", other, row, {}), plugin.commit(60)],
+    ):
+        assert outcome(seen_then_not, read) is not None
+    updates = [plugin.change("U", other, row | {"v": str(i)}, row) for i in range(8)]
+    frames = [plugin.begin(70), *updates, plugin.commit(70)]
+    (bulk,) = read.read([memoryview(HEADER + frame) for frame in frames])
+    assert isinstance(bulk, Bulk)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_row_made_again_keeps_nothing_of_a_column_dropped_meanwhile(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read table has the column still, and what was in it went with the row."""
+    projectors, mirror, frames = registry(), Mirror(), PLUGINS[plugin]
+    row = dict.fromkeys(("id", "k", "v"), "1") | {"flag": "t", "data": "\\x01", "n": "1"}
+    mirror.tables["one"][("1",)] = row
+    monkeypatch.setattr(f"{__name__}.TYPES", {c: oid for c, oid in TYPES.items() if c != "n"})
+    monkeypatch.setattr(f"{__name__}.COLUMNS", COLUMNS[:-1])
+    new = {c: row[c] for c in COLUMNS}
+    other = new | {"id": "2"}
+    read = reader(frames, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0))
+    first = [frames.begin(10), *frames.describes("one"), frames.change("I", "one", other, {})]
+    again = [frames.change("D", "one", {}, new), frames.change("I", "one", new, {})] * 4
+    batch = Batch()
+    for part in ([*first, frames.commit(10)], [frames.begin(20), *again, frames.commit(20)]):
+        for item in read.read([memoryview(HEADER + frame) for frame in part]):
+            (batch.add_bulk if isinstance(item, Bulk) else batch.add)(item, projectors)
+        mirror.apply(batch)
+        batch = Batch()
+    assert mirror.tables["one"] == {("1",): new, ("2",): other}
+
+
+def test_frames_of_a_large_transaction_are_looked_at_once() -> None:
+    """Not all that are kept whenever some arrive: it would take longer and longer."""
+    looked_at: list[object] = []
+
+    class Looking(PgOutput):
+        def is_commit(self, frame: memoryview) -> bool:
+            looked_at.append(frame)
+            return super().is_commit(frame)
+
+    plugin, row = Pgoutput(), dict.fromkeys(COLUMNS, "1")
+    decoder = Looking(Relations(SCHEMA, Snapshot(0)), bulk=frozenset(SCHEMA))
+    read = Reader(decoder, Assembler(Lsn(0), piece_bytes=9000), piece_bytes=9000, bulk_frames=5)
+    frames = [plugin.begin(10), *plugin.describes("one"), plugin.commit(10), plugin.begin(20)]
+    frames += [plugin.change("I", "one", row | {"id": str(i)}, {}) for i in range(200)]
+    frames.append(plugin.commit(20))
+    items = []
+    for i in range(0, len(frames), 5):
+        items += read.read([memoryview(HEADER + frame) for frame in frames[i : i + 5]])
+    assert len(in_order(items)) == 1 + 200 + 1
+    assert sum(isinstance(item, Bulk) for item in items) == 2
+    assert len(looked_at) <= len(frames)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_rows_in_bulk_outside_a_transaction_are_a_protocol_error(plugin: str) -> None:
+    frames, row = PLUGINS[plugin], dict.fromkeys(COLUMNS, "1") | {"flag": "t", "data": "\\x"}
+    read = reader(frames, bulk_frames=5, piece_bytes=500, seen=Snapshot(0))
+    first = [frames.begin(10), *frames.describes("one"), frames.commit(10)]
+    assert projected(first, read) is not None
+    rows = [memoryview(HEADER + frames.change("I", "one", row, {}))] * 9
+    with pytest.raises(ProtocolError, match="outside a transaction"):
+        list(read.read(rows))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_what_is_read_again_tells_the_stream_nothing(plugin: str) -> None:
+    """It is read by another thread."""
+    history = History(PLUGINS[plugin], random.Random(1), ["a"])
+    history.frames += [frame for table in KEYS for frame in history.plugin.describes(table)]
+    history.transaction(["insert"])
+    first = len(history.frames)
+    history.transaction(["insert"] * 8)
+    read = reader(history.plugin, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0))
+    list(read.read([memoryview(HEADER + frame) for frame in history.frames[:first]]))
+    said = [history.plugin.emitted(), *history.frames[first:]]
+    (bulk,) = read.read([memoryview(HEADER + frame) for frame in said])
+    assert isinstance(bulk, Bulk)
+    assert read.emitted
+    read.emitted = False
+    assert bulk.in_order()
+    assert not read.emitted

@@ -279,3 +279,30 @@ def test_a_column_that_is_gone_keeps_its_place_in_the_read_table() -> None:
     assert isinstance(upsert, Upsert)
     assert upsert.shape.columns == ("id", "name")
     assert not upsert.shape.full
+
+
+class Interrupted(Mirror):
+    """A mirror that another thread comes to use after each thing that it notes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        change = self.__dict__.pop("waiting", None)
+        if change is not None:
+            self.__dict__["seen"] += shown(self.operations(change))
+            self.__dict__["waiting"] = change
+
+
+def test_two_threads_may_carry_rows_of_other_descriptions_at_once() -> None:
+    """The writer's thread reads in order what the other thread is past."""
+    source = table()
+    made = one(source)
+    mirror = Interrupted(made.name, made.source, made.table, made.settings, made.hash_key)
+    usual = relation(source)
+    turned = Relation(usual.name, usual.columns[::-1], usual.key)
+    expected = dict(zip(COLUMNS, ROW, strict=False))
+    assert shown(mirror.operations(Inserted(turned, ROW[::-1]))) == [expected]
+    mirror.__dict__.update(waiting=Inserted(turned, ROW[::-1]), seen=[])
+    assert shown(mirror.operations(Inserted(usual, ROW))) == [expected]
+    seen = mirror.__dict__["seen"]
+    assert seen
+    assert all(row == expected for row in seen)
