@@ -138,47 +138,65 @@ def test_the_matrix_says_which_types_can_be_a_key(write: Database) -> None:
 
 
 class Values:
-    """A table with a column of every type, and one of every type's array."""
+    """A table with a column of every type, and one of every type's array.
 
-    def __init__(self, write: Database, plugin: str) -> None:
+    `kinds_per_table`: several such tables, for a read database that bounds how wide one may be.
+    """
+
+    def __init__(self, write: Database, plugin: str, *, kinds_per_table: int = 10_000) -> None:
         self.write = write
         self.plugin = plugin
         self.not_numbers = tells_not_numbers(write, plugin)
         self.kinds = prepare(write)
-        columns = []
-        for number, kind in enumerate(self.kinds):
-            columns.append(f"c{number} {kind.sql}")
-            columns += [f"a{number} {kind.sql}[]"] if kind.array else []
-        write.run(f"create table v (id int primary key, touched int, {', '.join(columns)})")
+        numbers = range(len(self.kinds))
+        parts = [numbers[i : i + kinds_per_table] for i in numbers[::kinds_per_table]]
+        self.tables = {f"v{part or ''}": kinds for part, kinds in enumerate(parts)}
+        for table, kinds in self.tables.items():
+            columns = [
+                f"{column} {type_}" for number in kinds for column, type_ in self.columns(number)
+            ]
+            write.run(
+                f"create table {table} (id int primary key, touched int, {', '.join(columns)})"
+            )
 
-    def values(self) -> Iterator[tuple[int, int, Kind, str]]:
-        """Give each value with the number of its column and a key of its own."""
-        for number, kind in enumerate(self.kinds):
+    def columns(self, number: int) -> list[tuple[str, str]]:
+        """Give the columns of a kind, each with its type."""
+        kind = self.kinds[number]
+        return [(f"c{number}", kind.sql), *([(f"a{number}", f"{kind.sql}[]")] * kind.array)]
+
+    def values(self, table: str) -> Iterator[tuple[int, int, Kind, str]]:
+        """Give each value of a table with the number of its column and a key of its own."""
+        for number in self.tables[table]:
+            kind = self.kinds[number]
             for position, value in enumerate(carried(kind, not_numbers=self.not_numbers)):
                 yield number, number * 1000 + position * 10, kind, value
 
     def fill(self) -> None:
         """Write each value as insert, update, unchanged, and NULL."""
-        self.write.run("insert into v (id) values (-1)")
-        for number, key, kind, value in self.values():
-            column, literal = f"c{number}", f"({sql_value(value)})::{kind.sql}"
+        for table in self.tables:
+            self.write.run(f"insert into {table} (id) values (-1)")
+            for number, key, kind, value in self.values(table):
+                self._fill(table, number, key, kind=kind, value=value)
+
+    def _fill(self, table: str, number: int, key: int, *, kind: Kind, value: str) -> None:
+        column, literal = f"c{number}", f"({sql_value(value)})::{kind.sql}"
+        self.write.run(
+            f"insert into {table} (id, {column}) values ({key}, {literal})",
+            f"insert into {table} (id) values ({key + 1})",
+            f"update {table} set {column} = {literal} where id = {key + 1}",
+            f"insert into {table} (id, {column}) values ({key + 2}, {literal})",
+            f"update {table} set touched = 1 where id = {key + 2}",
+            f"insert into {table} (id, {column}) values ({key + 3}, {literal})",
+            f"update {table} set {column} = null where id = {key + 3}",
+            f"insert into {table} (id, {column}) values ({key + 4}, {literal})",
+            f"update {table} set id = {key + 5} where id = {key + 4}",
+        )
+        if kind.array:
+            array = f"array[{literal}, null, {literal}]"
             self.write.run(
-                f"insert into v (id, {column}) values ({key}, {literal})",
-                f"insert into v (id) values ({key + 1})",
-                f"update v set {column} = {literal} where id = {key + 1}",
-                f"insert into v (id, {column}) values ({key + 2}, {literal})",
-                f"update v set touched = 1 where id = {key + 2}",
-                f"insert into v (id, {column}) values ({key + 3}, {literal})",
-                f"update v set {column} = null where id = {key + 3}",
-                f"insert into v (id, {column}) values ({key + 4}, {literal})",
-                f"update v set id = {key + 5} where id = {key + 4}",
+                f"insert into {table} (id, a{number}) values ({key + 6}, {array})",
+                f"update {table} set touched = 2 where id = {key + 6}",
             )
-            if kind.array:
-                array = f"array[{literal}, null, {literal}]"
-                self.write.run(
-                    f"insert into v (id, a{number}) values ({key + 6}, {array})",
-                    f"update v set touched = 2 where id = {key + 6}",
-                )
 
 
 @pytest.fixture
@@ -233,7 +251,7 @@ def round_trip(values: Values, read: Database, wanted: Configuration, cdc_run: R
 def assert_equal_texts(values: Values, read: Database) -> None:
     """Column by column, so that a difference is told of its type."""
     for number, kind in enumerate(values.kinds):
-        for column in (f"c{number}", *([f"a{number}"] if kind.array else [])):
+        for column, _ in values.columns(number):
             query = (
                 f"select id, {{}} from public.v where {column} is distinct from null order by id"
             )
@@ -270,7 +288,7 @@ def assert_seen(values: Values, read: Database) -> None:
             "select id, name, seen, printed from public.looked"
         )
     }
-    for number, key, kind, value in values.values():
+    for number, key, kind, value in values.values("v"):
         column = f"c{number}"
         printed = values.write.value(
             f"select format('%%s', {column}) from public.v where id = %s", key
