@@ -13,7 +13,7 @@ from cdc.names import TableName
 from cdc.projection.mirror import Mirror
 from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.sink import source_columns, tables
-from cdc.sink.postgres import literal
+from cdc.sink.added_column import add_column
 from cdc.sink.source_columns import PARTITION, KnownColumn
 from cdc.source.partitions import Attached
 
@@ -60,10 +60,9 @@ class Fitting:
         """Quote a name as the read database takes it."""
         return tables.catalog_of(self.connection).quote(name)
 
-    @property
-    def is_postgres(self) -> bool:
-        """Tell whether a default may be spelled as the source prints it."""
-        return self.connection.dialect.name == "postgresql"
+    def literal(self, text: str) -> str:
+        """Quote a string as the read database takes it."""
+        return tables.catalog_of(self.connection).literal(text)
 
     def refuse(self, what: str, hint: str) -> NoReturn:
         """Raise SchemaChanged, with the table and the position."""
@@ -97,8 +96,9 @@ def fit(
 
 def execute(connection: sa.Connection, statements: Iterable[tuple[sa.Table, str]]) -> None:
     """Change the read tables; say so."""
+    doubled = connection.dialect.paramstyle != "qmark"  # where % would begin a parameter
     for table, statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+        connection.exec_driver_sql(statement.replace("%", "%%") if doubled else statement)
         log.warning("changed a read table", extra={"table": table.name, "sql": statement})
 
 
@@ -111,17 +111,18 @@ def _refuse_replaced(fitting: Fitting, known: list[KnownColumn]) -> None:
             f"table {fitting.mirror.table.name} holds the rows of the one before",
             "drop the read table, it is made anew, empty, and fill it; or fill it anew and, on the "
             f"read database: delete from cdc_source_column where schema_name = "
-            f"{literal(name.schema)} and table_name = {literal(name.table)};",
+            f"{fitting.literal(name.schema)} and table_name = {fitting.literal(name.table)};",
         )
     for column in fitting.wanted:
         earlier = [c for c in fitting.before.values() if c.name == column.name]
         if column.attnum not in fitting.before and earlier:
+            its_name = fitting.literal(column.name)
             fitting.refuse(
                 f'column "{column.name}" is another one than before, of the same name: the read '
                 f"table {fitting.mirror.table.name} holds the values of the one before",
                 f'set "{fitting.target(column.name)}" right in the read table, as the source has '
                 f"it; then, on the read database: delete from cdc_source_column where "
-                f"table_oid = {fitting.source.oid} and column_name = {literal(column.name)};",
+                f"table_oid = {fitting.source.oid} and column_name = {its_name};",
             )
 
 
@@ -150,7 +151,7 @@ def _additions(fitting: Fitting, *, follow: bool) -> list[str]:
         and column.name not in fitting.source.key
     ]
     for column in added:
-        if column.past_unknown or (column.missing is not None and not fitting.is_postgres):
+        if column.past_unknown:
             _refuse_unknown_past(fitting, column)
     statements = [_add_statement(fitting, column) for column in added]
     if statements and not follow:
@@ -168,7 +169,7 @@ def _refuse_unknown_past(fitting: Fitting, column: SourceColumn) -> NoReturn:
     fitting.refuse(
         f'new column "{column.name}", of which the catalog does not tell what the rows from before '
         "it have in it (its default is computed for each row, or was set later, or the table was "
-        "rewritten since), or the read database cannot be told",
+        "rewritten since)",
         f"on the read database: {_add_statement(fitting, column)} and set "
         f"{fitting.quoted(target)} right in the rows from before, as the source has it; or list it "
         "in the mirror's `exclude`; then start again",
@@ -176,15 +177,10 @@ def _refuse_unknown_past(fitting: Fitting, column: SourceColumn) -> NoReturn:
 
 
 def _add_statement(fitting: Fitting, column: SourceColumn) -> str:
-    """Add the column, with what rows from before have in it.
-
-    As a default, for rows of before the column that are still to come have the same in it.
-    """
+    """Add the column, with what rows from before have in it."""
     target = fitting.mirror.table.c[fitting.target(column.name)]
-    type_sql = tables.type_sql(fitting.connection, target)
-    missing = fitting.mirror.masked(column.name, column.missing) if fitting.is_postgres else None
-    default = f" default {literal(missing)}::{type_sql}" if isinstance(missing, str) else ""
-    return f"{fitting.alter} add column {fitting.quoted(target.name)} {type_sql}{default};"
+    past = fitting.mirror.masked(column.name, column.missing)
+    return add_column(fitting.connection, target, past=past if isinstance(past, str) else None)
 
 
 def remember(

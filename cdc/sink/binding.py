@@ -60,6 +60,10 @@ class Binding:
         """Convert one row; raise RowsRefused."""
         return self.rows(shape, [row])[0]
 
+    def stored(self, column: "sa.Column[Any]", text: str) -> Any:
+        """Give what a mirror's column keeps of a text that the source printed."""
+        return self._bind(column, text=True)(text)
+
     def _binder(self, shape: Shape) -> Callable[[Row], Row]:
         columns = {column.name: column for column in shape.table.columns}
         binds = [self._bind(columns[name], text=shape.text) for name in shape.columns]

@@ -62,6 +62,11 @@ class MySQLCatalog:
         """Quote an identifier."""
         return str(self._preparer.quote_identifier(name)).replace("%%", "%")
 
+    def literal(self, text: str) -> str:
+        """Quote a string, for a session in which a backslash escapes, as it does by default."""
+        doubled = text.replace("\\", "\\\\").replace("'", "''")
+        return f"'{doubled}'"
+
     def change_type(self, table: sa.Table, column: str, type_sql: str) -> str | None:
         """Spell the change of a column's type."""
         return f"alter table {self.name(table)} modify column {self.quote(column)} {type_sql}"

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from cdc.sink.postgres import quoted
+from cdc.sink.postgres import literal, quoted
 from cdc.sink.read_column import Difference, ReadColumn
 
 _COLUMNS: Final = sa.text("""
@@ -55,6 +55,10 @@ class PostgresCatalog:
     def quote(self, name: str) -> str:
         """Quote an identifier."""
         return quoted(name)
+
+    def literal(self, text: str) -> str:
+        """Quote a string."""
+        return literal(text)
 
     def change_type(self, table: sa.Table, column: str, type_sql: str) -> str | None:
         """Spell the change of a column's type."""

@@ -57,6 +57,11 @@ class SQLiteCatalog:
         """Quote an identifier."""
         return quoted(name)
 
+    def literal(self, text: str) -> str:
+        """Quote a string."""
+        doubled = text.replace("'", "''")
+        return f"'{doubled}'"
+
     def change_type(self, _table: sa.Table, _column: str, _type_sql: str) -> str | None:
         """Give nothing: SQLite changes no column's type."""
         return None

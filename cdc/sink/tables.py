@@ -40,6 +40,9 @@ class Catalog(Protocol):
     def quote(self, name: str) -> str:
         """Quote an identifier."""
 
+    def literal(self, text: str) -> str:
+        """Quote a string."""
+
     def change_type(self, table: sa.Table, column: str, type_sql: str) -> str | None:
         """Spell the change of a column's type."""
 
