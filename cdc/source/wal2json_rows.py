@@ -129,8 +129,7 @@ def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], list[Fr
     """Give rows of the tables described, and the frames that are left, in order."""
     try:
         return _set_apart(Places.of(stretch), describe)
-    except (IndexError, UnicodeDecodeError, msgspec.MsgspecError):
-        # Reading it alone tells what is wrong with which.
+    except (IndexError, UnicodeDecodeError, msgspec.MsgspecError):  # reading it alone tells which
         return [], list(stretch)
 
 

@@ -591,3 +591,14 @@ def test_what_is_read_again_tells_the_stream_nothing(plugin: str) -> None:
     read.emitted = False
     assert bulk.in_order()
     assert not read.emitted
+
+
+def test_a_name_that_is_no_text_is_a_protocol_error() -> None:
+    plugin, row = Wal2json(), dict.fromkeys(COLUMNS, "1") | {"flag": "t", "data": "\\x"}
+    (name,) = (name for name in KEYS if not name.isascii())
+    damaged = plugin.change("I", name, row, {}).replace("é".encode(), b"\xa9")
+    frames = [plugin.begin(60), *[damaged] * 9, plugin.commit(60)]
+    read = reader(plugin, bulk_frames=5, piece_bytes=2**20)
+    list(read.read([memoryview(HEADER + one) for one in (plugin.begin(55), plugin.commit(55))]))
+    with pytest.raises(ProtocolError, match="not JSON"):
+        list(read.read([memoryview(HEADER + frame) for frame in frames]))
