@@ -24,11 +24,11 @@ from cdc.settings import Settings
 from cdc.sink import checkpoint, source_columns, tables
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
-from cdc.source import pgoutput, publication, slot, snapshot, wal2json
+from cdc.source import pgoutput, publication, slot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
 from cdc.source.partitions import Attached, attached
-from cdc.source.snapshot import Snapshot
+from cdc.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def plan(settings: Settings, source: Connection) -> Plan:
     functions = load(settings.projection.modules)
     wanted = [TableName.parse(mirror.source) for mirror in settings.projection.mirrors]
     wanted += [name for function in functions for name in function.sources]
-    seen = snapshot.take(source)
+    seen = slot.current_snapshot(source)
     schema = describe(source, wanted)
     _require_sources(functions, schema)
     hash_key = settings.projection.hash_key.get_secret_value().encode()

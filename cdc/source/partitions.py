@@ -16,7 +16,7 @@ from psycopg.rows import namedtuple_row
 from cdc.errors import SchemaChanged, SourceUnavailable
 from cdc.names import TableName
 from cdc.source.connection import Connection, translated
-from cdc.source.snapshot import Snapshot, precedes
+from cdc.snapshot import Snapshot, precedes
 
 _PATIENCE_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.01

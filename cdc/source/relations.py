@@ -7,7 +7,7 @@ from cdc.change import Column, Relation
 from cdc.names import TableName
 from cdc.schema import Schema, SourceColumn, SourceTable
 from cdc.source.partitions import Partitions
-from cdc.source.snapshot import Snapshot
+from cdc.snapshot import Snapshot
 
 Names = Mapping[str, str]
 

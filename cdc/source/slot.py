@@ -10,6 +10,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from cdc.lsn import Lsn
+from cdc.snapshot import Snapshot
 from cdc.source.connection import Connection, translated
 
 _SLOT: Final = """
@@ -123,6 +124,14 @@ def current_lsn(connection: Connection) -> Lsn:
     with translated():
         row = connection.execute("select pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
     return Lsn(row[0] if row else 0)
+
+
+def current_snapshot(connection: Connection) -> Snapshot:
+    """Give the snapshot of now: what is read later sees at least as much. Raise a SourceError."""
+    with translated():
+        row = connection.execute("select pg_current_snapshot()::text").fetchone()
+    assert row is not None  # noqa: S101  a select without from gives one row
+    return Snapshot.parse(row[0])
 
 
 def mark_now(connection: Connection) -> Lsn:

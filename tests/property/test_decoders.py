@@ -19,7 +19,7 @@ from cdc.source import pgoutput, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import connect
 from cdc.source.relations import Relations
-from cdc.source.snapshot import Snapshot
+from cdc.snapshot import Snapshot
 from cdc.values import UNCHANGED
 from tests.conftest import Database, require
 

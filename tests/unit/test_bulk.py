@@ -31,7 +31,7 @@ from cdc.settings import MirrorSettings
 from cdc.source.cut_rows import Encoding, JsonText, PlainText
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
-from cdc.source.snapshot import Snapshot
+from cdc.snapshot import Snapshot
 from cdc.source.wal2json import Wal2Json
 from cdc.values import UNCHANGED, Text
 from tests.unit.test_lines import parsed

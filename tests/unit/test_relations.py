@@ -10,7 +10,7 @@ from cdc.projection.mirror import mirrors
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
 from cdc.source.relations import Relations
-from cdc.source.snapshot import Snapshot
+from cdc.snapshot import Snapshot
 
 T = TableName("public", "t")
 BEFORE, AFTER = 99, 100

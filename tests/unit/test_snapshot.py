@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.source.snapshot import Snapshot, precedes
+from cdc.snapshot import Snapshot, precedes
 
 XIDS = st.integers(0, 2**32 - 1)
 

@@ -1,9 +1,7 @@
-"""What a look at the write database's catalog saw, and what came after it."""
+"""What a look at the write database saw, and what came after it."""
 
 from dataclasses import dataclass
 from typing import Final, Self
-
-from cdc.source.connection import Connection, translated
 
 _HALF: Final = 1 << 31
 _XID: Final = (1 << 32) - 1
@@ -33,11 +31,3 @@ class Snapshot:
 def precedes(xid: int, other: int) -> bool:
     """Tell whether a transaction began to write before another one, on the circle of 32 bits."""
     return ((xid - other) & _XID) >= _HALF
-
-
-def take(connection: Connection) -> Snapshot:
-    """Give the snapshot of now: what is read later sees at least as much. Raise a SourceError."""
-    with translated():
-        row = connection.execute("select pg_current_snapshot()::text").fetchone()
-    assert row is not None  # noqa: S101  a select without from gives one row
-    return Snapshot.parse(row[0])
