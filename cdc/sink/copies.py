@@ -5,11 +5,11 @@ Stored in the same commit as the rows, like the checkpoint.
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import sqlalchemy as sa
-from msgspec import Struct
 
+from cdc.copy_state import Copy, Purpose, Unit
 from cdc.names import TableName
 from cdc.sink.checkpoint import METADATA
 
@@ -24,49 +24,12 @@ TABLE: Final = sa.Table(
     sa.Column("asked", sa.Integer, nullable=False, comment="how often it was asked for"),
     sa.Column("reached", sa.JSON(none_as_null=True), comment="key of the last row copied, as text"),
     sa.Column("again", sa.JSON, nullable=False, comment="keys of rows to be read once more"),
+    sa.Column("passes", sa.Integer, nullable=False, comment="how often the table is still read"),
     sa.Column("copied", sa.BigInteger, nullable=False, comment="rows"),
     sa.Column("expected", sa.BigInteger, comment="rows, as the write database estimates"),
     sa.Column("started_at", sa.DateTime(timezone=True)),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
 )
-
-State = Literal["waiting", "copying", "done", "skipped"]
-"""Nothing of a copy that waits has been written; one that was skipped is not to be made."""
-
-Purpose = Literal["first", "again", "resync"]
-"""Of a first copy the projector has written nothing yet, and gets no changes while it waits.
-A resync also removes the read rows whose source rows are gone."""
-
-Key = tuple[str, ...]
-"""The key columns' values as text, in the order of the source table's key."""
-
-
-class Unit(NamedTuple):
-    """What is copied by itself: the rows of one source table for one projector."""
-
-    projector: str
-    source: TableName
-
-
-class Copy(Struct, frozen=True):
-    """How far the copy of a unit is. `asked` counts up each time somebody asks for it anew."""
-
-    unit: Unit
-    purpose: Purpose = "first"
-    state: State = "waiting"
-    asked: int = 1
-    reached: Key | None = None
-    again: tuple[Key, ...] = ()
-    copied: int = 0
-    expected: int | None = None
-    started_at: datetime | None = None
-    updated_at: datetime | None = None
-
-    @property
-    def due(self) -> bool:
-        """Tell whether something is left to be copied."""
-        return self.state in {"waiting", "copying"}
-
 
 def load(connection: sa.Connection, slot: str) -> dict[Unit, Copy] | None:
     """Give the slot's copies; None where the read database has no table of them yet."""
@@ -85,6 +48,7 @@ def _from_row(row: Any) -> Copy:
         asked=row.asked,
         reached=None if row.reached is None else tuple(row.reached),
         again=tuple(map(tuple, row.again)),
+        passes=row.passes,
         copied=row.copied,
         expected=row.expected,
         started_at=_in_utc(row.started_at),
@@ -102,6 +66,7 @@ def _values(copy: Copy) -> dict[str, Any]:
         "state": copy.state,
         "reached": None if copy.reached is None else list(copy.reached),
         "again": list(map(list, copy.again)),
+        "passes": copy.passes,
         "copied": copy.copied,
         "expected": copy.expected,
         "started_at": copy.started_at,
@@ -133,10 +98,13 @@ def add(connection: sa.Connection, slot: str, copies: Iterable[Copy]) -> None:
         connection.execute(sa.insert(TABLE), rows)
 
 
-def ask(connection: sa.Connection, slot: str, unit: Unit, purpose: Purpose) -> None:
+def ask(
+    connection: sa.Connection, slot: str, unit: Unit, *, purpose: Purpose, passes: int = 1
+) -> None:
     """Ask for a unit to be copied from the beginning, whatever became of it before."""
-    values = {**_values(Copy(unit, purpose=purpose)), "asked": TABLE.c.asked + 1}
-    connection.execute(sa.update(TABLE).where(_of(slot, unit)).values(values))
+    values = _values(Copy(unit, purpose=purpose, passes=passes))
+    asked = {"asked": TABLE.c.asked + 1}
+    connection.execute(sa.update(TABLE).where(_of(slot, unit)).values(values | asked))
 
 
 def store(connection: sa.Connection, slot: str, copy: Copy) -> bool:
