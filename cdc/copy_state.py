@@ -49,3 +49,8 @@ class Copy(Struct, frozen=True):
     def due(self) -> bool:
         """Tell whether something is left to be copied."""
         return self.state in {"waiting", "copying"}
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the projector gets the changes of the stream."""
+        return self.purpose != "first" or self.state != "waiting"

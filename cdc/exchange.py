@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Final
 
 from cdc.assemble import Transaction
+from cdc.chunk import Chunk
 from cdc.lsn import Lsn
 from cdc.projection.batch import Batch
 from cdc.rows import Bulk
 
-Item = Transaction | Bulk | Lsn
-"""A transaction, or many; or a position before which nothing is pending."""
+Item = Transaction | Bulk | Lsn | Chunk
+"""A transaction, or many; a position before which nothing is pending; or rows to be placed."""
 
 
 _DRAWN_BYTES: Final = 256 * 1024

@@ -75,3 +75,31 @@ def _field(value: Text) -> str:
     if text and not _SPECIAL.search(text) and text != _END:
         return text
     return "\x01" + text.replace("\x01", "\x01\x01") + "\x01"
+
+
+def decode(text: bytes) -> list[tuple[Text, ...]]:
+    """Read encoded rows."""
+    decoded = text.decode()
+    if "\x01" not in decoded:
+        return [tuple([v or None for v in line.split("\t")]) for line in decoded.split("\n")[:-1]]
+    rows, row, at = [], [], 0
+    while at < len(decoded):
+        if decoded[at] == "\x01":
+            end = at + 1
+            while True:
+                end = decoded.index("\x01", end)
+                if decoded[end + 1 : end + 2] == "\x01":
+                    end += 2
+                    continue
+                break
+            row.append(decoded[at + 1 : end].replace("\x01\x01", "\x01"))
+            at = end + 1
+        else:
+            end = min(i for i in (decoded.find("\t", at), decoded.find("\n", at)) if i >= 0)
+            row.append(decoded[at:end] or None)
+            at = end
+        if decoded[at] == "\n":
+            rows.append(tuple(row))
+            row = []
+        at += 1
+    return rows

@@ -12,12 +12,14 @@ from functools import partial
 from typing import Final
 
 from cdc.assemble import Transaction
+from cdc.chunk import Chunk
+from cdc.copier import Copier
+from cdc.copying import Copying
 from cdc.errors import SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
 from cdc.projection.batch import Batch
-from cdc.projection.registry import Registry
 from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.sink.writer import Writer
@@ -34,7 +36,7 @@ _GATHER_SECONDS: Final = 0.002
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Three threads, one direction: receive, project, write.
+    """Three threads, one direction: receive, project, write; and one that reads rows to be copied.
 
     `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
     fails in a way that passes by itself. `settle` raises where something in what was decoded must
@@ -46,7 +48,8 @@ class Pipeline:
     stream: Stream
     reader: Reader
     exchange: Exchange
-    registry: Registry
+    copying: Copying
+    copier: Copier
     writer: Writer
     metrics: Metrics
     batch_changes: int
@@ -72,11 +75,12 @@ class Pipeline:
         """Stream until told to stop, then drain; raise what ended it otherwise."""
         others = [
             threading.Thread(target=self._guarded, args=(part,), name=part.__name__.strip("_"))
-            for part in (self._project, self._write)
+            for part in (self._project, self._write, self._copy)
         ]
         for thread in others:
             thread.start()
         self._guarded(self._receive)
+        self.copier.stop()
         if self._errors:
             self.stream.close()  # a server that shuts down waits for it
         for thread in others:
@@ -161,7 +165,7 @@ class Pipeline:
             self._offer(self._idle_lsn)
             self._idle_due = time.monotonic() + _IDLE_SECONDS
 
-    def _offer(self, *items: Item) -> None:
+    def _offer(self, *items: Transaction | Bulk | Lsn) -> None:
         """Queue items, sending feedback while there is no room."""
         while not self.exchange.offer(*items, seconds=_OFFER_SECONDS):
             self.stream.feedback()
@@ -178,20 +182,45 @@ class Pipeline:
     def _project(self) -> None:
         batch = Batch()
         while (item := self.exchange.next(holding=batch.can_commit)) or batch.can_commit:
-            if isinstance(item, Transaction):
-                batch.add(item, self.registry)
-            elif isinstance(item, Bulk):
-                batch.add_bulk(item, self.registry)
-            elif item is not None:
-                batch.reach(item)
-            if item is None or self._is_full(batch):
-                batch.effect.seal()
-                self.exchange.hand_over(batch)
-                batch = Batch()
+            if item is not None:
+                self._add(item, batch)
+            for full in self.copying.placed(batch):
+                batch = self._handed_over(full)
+            if (batch.can_commit and item is None) or self._is_full(batch):
+                batch = self._handed_over(batch)
         self.exchange.end()
+
+    def _add(self, item: Item, batch: Batch) -> None:
+        match item:
+            case Transaction():
+                self.copying.note(item, batch)
+                batch.add(item, self.copying.serving)
+            case Bulk():
+                self.copying.note(item, batch)
+                batch.add_bulk(item, self.copying.serving)
+            case Chunk():
+                self.copying.arrived(item)
+            case _:
+                batch.reach(item)
+
+    def _handed_over(self, batch: Batch) -> Batch:
+        """Give the writer a batch; begin the next."""
+        batch.effect.seal()
+        self.exchange.hand_over(batch)
+        return Batch()
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
+
+    # The thread that reads rows to be copied.
+
+    def _copy(self) -> None:
+        self.copier.run(self._offer_chunk)
+
+    def _offer_chunk(self, chunk: Chunk) -> None:
+        while not self.exchange.offer(chunk, seconds=_OFFER_SECONDS):
+            if self.stop.is_set():
+                raise Stopped
 
     # The writer thread.
 
@@ -200,7 +229,7 @@ class Pipeline:
             waits = self.writer.has_undurable_commits
             batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
             if batch is not None:
-                self.persist(partial(self.writer.apply, batch, self.registry))
+                self.persist(partial(self.writer.apply, batch))
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
             self._acknowledge()
         self.writer.flush()

@@ -2,11 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Final
 
+import sqlalchemy as sa
+
 from cdc.assemble import Assembler
+from cdc.copier import Copier
+from cdc.copy_state import Copy, Unit
+from cdc.copying import Copying
 from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
@@ -18,7 +23,9 @@ from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
-from cdc.sink.engine import canceller
+from cdc.sink import copies
+from cdc.sink.engine import canceller, create_engine, translated
+from cdc.sink.engine import connect as connect_read
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -59,6 +66,7 @@ class Session:
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
         self._rows: CurrentRows | None = None
+        self.copies: dict[Unit, Copy] = {}
 
     def hold(self, retry: Retry) -> None:
         """Stream until stopped; raise Interrupted where it ended in a way that passes.
@@ -110,6 +118,7 @@ class Session:
             identity, lsn = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
+            self.copies = self._settled(read, plan)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -189,6 +198,8 @@ class Session:
         assert self.stream is not None  # noqa: S101  it was started
         settings = self._settings
         self.exchange = Exchange(settings.source.queue_bytes)
+        copying = self._copying(plan)
+        copier = self._copier(plan, relations, copying)
         bulk = plan.registry.in_bulk if self._writer.takes_lines else frozenset()
         decoder: Decoder
         if settings.source.plugin == "wal2json":
@@ -202,7 +213,8 @@ class Session:
                 decoder, Assembler(lsn, piece_bytes=_PIECE_BYTES), piece_bytes=_PIECE_BYTES
             ),
             exchange=self.exchange,
-            registry=plan.registry,
+            copying=copying,
+            copier=copier,
             writer=self._writer,
             metrics=self._metrics,
             batch_changes=settings.read.batch_changes,
@@ -211,6 +223,40 @@ class Session:
             settle=nulls.settle if nulls is not None else _nothing,
             stop=self._stopped,
             source_stopping=self.source_stopping,
+        )
+
+    def _settled(self, read: sa.Connection, plan: setup.Plan) -> dict[Unit, Copy]:
+        name, registry = self._settings.source.slot, plan.registry
+        with translated(), read.begin():
+            stored = copies.load(read, name) or {}
+            missing = [u for u in registry.units() if u not in stored]
+            passes = {u: 1 + registry.shared(u) for u in missing}
+            copies.add(read, name, [Copy(u, passes=passes[u]) for u in missing])
+            copies.forget(read, name, [u for u in stored if u not in registry.units()])
+            return copies.load(read, name) or {}
+
+    def _asked(self) -> dict[Unit, Copy]:
+        engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
+        with closing(connect_read(engine)) as read, translated():
+            return copies.load(read, self._settings.source.slot) or {}
+
+    def _copying(self, plan: setup.Plan) -> Copying:
+        return Copying(
+            plan.registry,
+            self.copies.values(),
+            takes_lines=self._writer.takes_lines,
+        )
+
+    def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
+        return Copier(
+            registry=plan.registry,
+            schema=plan.schema,
+            relations=relations,
+            open_source=partial(connect, self._dsn),
+            asked=self._asked,
+            copying=copying,
+            chunk_bytes=2**20,
+            rows_per_second=0,
         )
 
     def _relations(self, plan: setup.Plan, former: Former) -> Relations:

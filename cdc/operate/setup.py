@@ -21,14 +21,14 @@ from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
 from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, source_columns, tables
+from cdc.sink import checkpoint, copies, source_columns, tables
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
+from cdc.snapshot import Snapshot
 from cdc.source import pgoutput, publication, slot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
 from cdc.source.partitions import Attached, attached
-from cdc.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def prepare(
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    wanted = [checkpoint.TABLE, source_columns.TABLE, *registry.read_tables]
+    wanted = [checkpoint.TABLE, copies.TABLE, source_columns.TABLE, *registry.read_tables]
     with translated(), connection.begin():
         tables.require_definable(connection, wanted)
         absent = tables.missing(connection, wanted)

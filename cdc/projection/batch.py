@@ -8,10 +8,12 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from cdc.assemble import Transaction
+from cdc.copy_state import Copy, Unit
 from cdc.errors import ProjectionError
 from cdc.lsn import Lsn
+from cdc.names import TableName
 from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update, Upsert
-from cdc.projection.lines import BulkPlan, Lines, net_rows
+from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
 from cdc.projection.project import project
 from cdc.projection.registry import Registry
 from cdc.rows import Bulk, InOrder, Rows
@@ -23,9 +25,9 @@ Write = Upsert | Update
 class Effects:
     """What a segment does to one read table, in this order.
 
-    Truncate; moves; deletes; writes; appends; lines. A key may be deleted and written: then the row
-    is replaced, and columns the write does not name take their defaults. A key is in `writes` or
-    in `lines`, never in both.
+    Truncate; moves; deletes; replaced rows; writes; appends; lines. A key may be deleted and
+    written: then the row is replaced, and columns the write does not name take their defaults. A
+    key is in `writes` or in `lines`, never in both.
     """
 
     truncated: bool = False
@@ -35,6 +37,7 @@ class Effects:
     writes: dict[Key, Write] = field(default_factory=dict)
     appends: list[Append] = field(default_factory=list)
     lines: Lines | None = None
+    replaced: Replaced | None = None
 
     def add(self, operation: Operation) -> bool:
         """Merge an operation in; tell False where that cannot be done and a new segment must."""
@@ -184,6 +187,20 @@ class NetEffect:
             self.segments.append({})
             self._effects(table).add_rows(rows, plan)
 
+    def replace(self, replaced: Replaced) -> None:
+        """Begin a segment in which rows of a table take the place of others."""
+        table = replaced.plan.shape.table
+        if any(table in segment for segment in self.segments):
+            self.segments.append({})
+        self._effects(table).replaced = replaced
+
+    def append_text(self, text: bytes, plan: BulkPlan) -> None:
+        """Append encoded rows, at least one."""
+        effects = self._effects(plan.shape.table)
+        if effects.lines is None:
+            effects.lines = Lines(plan)
+        effects.lines.appended.append(text)
+
     def seal(self) -> None:
         """Get it ready to be written: nothing is added any more."""
         for segment in self.segments:
@@ -206,22 +223,26 @@ class Batch:
     """Transactions to apply in one read-database commit, and their net effect.
 
     `end_lsn` is where the last finished transaction ends, or a position the server told us
-    nothing is pending before. `operations` counts by projector and kind. What was added is kept
-    because a batch that violates a constraint is applied again in commit order.
+    nothing is pending before. `operations` counts by projector and kind. What was added is kept,
+    each with the projectors it is for, because a batch that violates a constraint is applied again
+    in commit order. `copies` are stored in the same commit; `copied` counts the rows they brought.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
-    added: list[Transaction | InOrder] = field(default_factory=list)
+    added: list[tuple[Transaction | InOrder, Registry]] = field(default_factory=list)
     effect: NetEffect = field(default_factory=NetEffect)
     operations: Counter[tuple[str, type]] = field(default_factory=Counter)
     end_lsn: Lsn | None = None
     changes: int = 0
     size: int = 0
+    copies: dict[Unit, Copy] = field(default_factory=dict)
+    copied: Counter[TableName] = field(default_factory=Counter)
+    unfinished: bool = False
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
-        self._project(transaction, registry)
-        self.added.append(transaction)
+        self._merge(transaction, registry)
+        self.added.append((transaction, registry))
         self.size += transaction.size
 
     def add_bulk(self, bulk: Bulk, registry: Registry) -> None:
@@ -236,13 +257,13 @@ class Batch:
                 self.add(transaction, registry)
             return
         for transaction in bulk.transactions:
-            self._project(transaction, registry)
+            self._merge(transaction, registry)
         for rows, plans_of_rows in plans:
             self.changes += len(rows.deleted)
             for name, plan in plans_of_rows:
                 self.effect.add_rows(rows, plan)
                 self._count(name, rows, plan)
-        self.added.append(bulk.in_order)  # the rows themselves may go: they are merged
+        self.added.append((bulk.in_order, registry))  # the rows themselves may go: they are merged
         self.size += bulk.size
 
     def _count(self, name: str, rows: Rows, plan: BulkPlan) -> None:
@@ -253,10 +274,33 @@ class Batch:
             self.operations[name, Delete] += deleted
             self.operations[name, Upsert] += len(rows.deleted) - deleted
 
-    def in_order(self) -> Iterator[Transaction]:
+    def add_copied(self, transaction: Transaction, registry: Registry) -> None:
+        """Merge in copied rows: changes that the stream did not bring."""
+        self._project(transaction, registry)
+        self.added.append((transaction, registry))
+
+    def add_replaced(self, replaced: Replaced, registry: Registry, in_order: InOrder) -> None:
+        """Let copied rows take the place of others; `in_order` gives them as changes."""
+        self.effect.replace(replaced)
+        self.added.append((in_order, registry))
+
+    def in_order(self) -> Iterator[tuple[Transaction, Registry]]:
         """Give what was added as transactions that hold every change in its place."""
-        for one in self.added:
-            yield from (one,) if isinstance(one, Transaction) else one()
+        for one, registry in self.added:
+            for transaction in (one,) if isinstance(one, Transaction) else one():
+                yield transaction, registry
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether nothing but a position was added."""
+        return not self.added
+
+    def _merge(self, transaction: Transaction, registry: Registry) -> None:
+        self._project(transaction, registry)
+        self.transactions.append(transaction)
+        self.changes += len(transaction.changes)
+        if transaction.end_lsn is not None:
+            self.end_lsn = transaction.end_lsn
 
     def _project(self, transaction: Transaction, registry: Registry) -> None:
         add = self.effect.add
@@ -265,10 +309,6 @@ class Batch:
             add(operation)
             done.append((projector.name, operation.__class__))
         self.operations.update(done)
-        self.transactions.append(transaction)
-        self.changes += len(transaction.changes)
-        if transaction.end_lsn is not None:
-            self.end_lsn = transaction.end_lsn
 
     def reach(self, position: Lsn) -> None:
         """Note a position before which nothing is pending but what was added."""
@@ -281,8 +321,11 @@ class Batch:
 
     @property
     def complete(self) -> bool:
-        """Tell whether it ends on a commit: only then may its checkpoint be stored."""
-        return not self.transactions or self.transactions[-1].ends
+        """Tell whether it ends on a commit: only then may its checkpoint be stored.
+
+        `unfinished` tells of one that more copied rows belong to.
+        """
+        return not self.unfinished and (not self.transactions or self.transactions[-1].ends)
 
     @property
     def commit_time(self) -> datetime | None:

@@ -26,6 +26,18 @@ class BulkPlan(NamedTuple):
         return not self.key_positions
 
 
+class Replaced(NamedTuple):
+    """Encoded rows that take the place of all rows with keys after `after` up to `last`.
+
+    None is where the table begins, or ends. `text` may be empty.
+    """
+
+    plan: BulkPlan
+    text: bytes
+    after: tuple[str, ...] | None
+    last: tuple[str, ...] | None
+
+
 @dataclass(slots=True)
 class Lines:
     """Encoded rows by key, and rows to append.

@@ -4,13 +4,15 @@ import importlib
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 
 from cdc.change import Relation
+from cdc.copy_state import Unit
 from cdc.errors import ConfigurationError, ProjectorImportError, RegistryError
 from cdc.names import TableName
 from cdc.operation import key_columns
@@ -45,6 +47,46 @@ class Registry:
     def of(self, name: TableName) -> tuple[Projector, ...]:
         """Give the projectors of a source table."""
         return self._by_table.get(name, ())
+
+    def projector(self, name: str) -> Projector:
+        """Give a projector by its name."""
+        return next(projector for projector in self.projectors if projector.name == name)
+
+    def units(self) -> list[Unit]:
+        """Give what can be copied by itself: each projector's source tables, in read-table order.
+
+        The rows of a table that others reference come before theirs.
+        """
+        ranks = {table: rank for rank, table in enumerate(self.read_tables)}
+        units = [
+            (min(ranks[table] for table in projector.into), Unit(projector.name, source))
+            for projector in self.projectors
+            for source in projector.sources
+        ]
+        return [unit for _, unit in sorted(units)]
+
+    def shared(self, unit: Unit) -> bool:
+        """Tell whether others, or other source tables, write the unit's read tables too."""
+        mine = self.projector(unit.projector)
+        writers = [p for p in self.projectors if not set(p.into).isdisjoint(mine.into)]
+        return len(mine.sources) > 1 or len(writers) > 1
+
+    def only(self, unit: Unit) -> "Registry":
+        """Give the registry as if only this unit were wanted."""
+        return self._filtered(lambda other: other == unit)
+
+    def without(self, units: Collection[Unit]) -> "Registry":
+        """Give the registry as if nobody wanted these units' changes."""
+        return self._filtered(lambda unit: unit not in units) if units else self
+
+    def _filtered(self, wanted: Callable[[Unit], bool]) -> "Registry":
+        kept = {
+            name: tuple(p for p in projectors if wanted(Unit(p.name, name)))
+            for name, projectors in self._by_table.items()
+        }
+        other = copy(self)
+        other._by_table = kept  # noqa: SLF001  the same class
+        return other
 
     @property
     def in_bulk(self) -> frozenset[TableName]:

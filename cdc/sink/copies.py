@@ -3,11 +3,12 @@
 Stored in the same commit as the rows, like the checkpoint.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from cdc.copy_state import Copy, Purpose, Unit
 from cdc.names import TableName
@@ -30,6 +31,7 @@ TABLE: Final = sa.Table(
     sa.Column("started_at", sa.DateTime(timezone=True)),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
 )
+
 
 def load(connection: sa.Connection, slot: str) -> dict[Unit, Copy] | None:
     """Give the slot's copies; None where the read database has no table of them yet."""
@@ -115,6 +117,19 @@ def store(connection: sa.Connection, slot: str, copy: Copy) -> bool:
         .values(_values(copy))
     )
     return connection.execute(statement).rowcount == 1
+
+
+def are_stored(connection: sa.Connection, slot: str, copies: Collection[Copy]) -> bool:
+    """Tell whether copies are stored as far as they are here, or have been asked for anew."""
+    if not copies:
+        return True
+    stored = load(connection, slot) or {}
+    return all(copy.unit in stored and _covers(stored[copy.unit], copy) for copy in copies)
+
+
+def _covers(stored: Copy, copy: Copy) -> bool:
+    as_stored = replace(copy, started_at=stored.started_at, updated_at=stored.updated_at)
+    return stored.asked != copy.asked or stored == as_stored
 
 
 def forget(connection: sa.Connection, slot: str, units: Iterable[Unit] | None = None) -> None:

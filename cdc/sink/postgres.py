@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from cdc import lines
 from cdc.operation import Append, Move, Shape, Update, Upsert, key_columns
 from cdc.projection.batch import Effects, Segment
-from cdc.projection.lines import Lines
+from cdc.projection.lines import Lines, Replaced
 from cdc.projection.registry import sorted_tables
 from cdc.sink.postgres_session import driver_connection
 from cdc.sink.refused import RowsRefused
@@ -36,6 +36,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 2
   and l.objid = hashtext(%s)::bigint & 4294967295
 """
 _MAY_WAIT: Final = "select exists (select from pg_constraint where condeferrable)"
+_REFERENCED: Final = "select exists (select from pg_constraint where confrelid = %s::regclass)"
 _POSITIONS: Final = """
 select pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn
 """
@@ -167,6 +168,7 @@ class PostgresSink:
         for table in reversed(tables):
             self._delete(table, segment[table])
         for table in tables:
+            self._replace(table, segment[table].replaced)
             self._write(segment[table])
             self._write_lines(table, segment[table].lines)
 
@@ -214,6 +216,27 @@ class PostgresSink:
             else:
                 stage = self._stage(shape, rows)
                 self._run(f"delete from {name} t using {stage} s where {self._joined(key)}")
+
+    def _replace(self, table: sa.Table, replaced: Replaced | None) -> None:
+        """Put rows in the place of those with keys between two; refuse where others hang on them.
+
+        A key that references the table may delete or change rows with those that are deleted.
+        """
+        if replaced is None:
+            return
+        name = self._name(table)
+        row = self._driver.execute(_REFERENCED, [_plain(name)]).fetchone()
+        if row and row[0]:
+            raise RowsRefused(f"a foreign key references {table.name}")
+        key = ", ".join(map(self._quote, key_columns(table)))
+        ends = ((">", replaced.after), ("<=", replaced.last))
+        between = [
+            f"({key}) {sign} ({', '.join(map(literal, end))})"
+            for sign, end in ends
+            if end is not None
+        ]
+        self._run(f"delete from {name} where {' and '.join(between) or 'true'}")
+        self._copy_text(name, replaced.plan.shape, [replaced.text] if replaced.text else [])
 
     def _write(self, effects: Effects) -> None:
         by_shape: dict[tuple[type, Shape], list[Row]] = defaultdict(list)

@@ -23,6 +23,7 @@ from cdc.projection.project import project
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint as checkpoints
+from cdc.sink import copies
 from cdc.sink.dialects import sink_of
 from cdc.sink.engine import connect, translated
 from cdc.sink.refused import RowsRefused
@@ -100,7 +101,7 @@ class Writer:
             with suppress(sa.exc.SQLAlchemyError):
                 connection.close()
 
-    def apply(self, batch: Batch, registry: Registry) -> None:
+    def apply(self, batch: Batch) -> None:
         """Write a batch, and where it ends on a commit its checkpoint, and commit.
 
         A batch that ends inside a transaction leaves the read transaction open for the next one.
@@ -113,7 +114,7 @@ class Writer:
             return
         try:
             with translated():
-                self._write(batch, registry)
+                self._write(batch)
         except ReadUnavailable:
             self._lose_connection()
             raise
@@ -126,8 +127,9 @@ class Writer:
         connection = self.open()
         with translated(), connection.begin():
             stored = checkpoints.load(connection, self._slot)
+            stored_copies = copies.are_stored(connection, self._slot, batch.copies.values())
         lsn = stored.lsn if stored else None
-        if lsn is not None and lsn == batch.end_lsn and batch.complete:
+        if lsn is not None and lsn == batch.end_lsn and batch.complete and stored_copies:
             _, sink = self._opened()
             with translated():
                 self._committed(lsn, sink.positions())
@@ -158,25 +160,27 @@ class Writer:
         if lost_pieces:
             raise ReadTransactionLost
 
-    def _write(self, batch: Batch, registry: Registry) -> None:
+    def _write(self, batch: Batch) -> None:
         connection, _ = self._opened()
         if self._transaction is None:
             self._transaction = connection.begin()
-        if batch.transactions:
-            self._apply_merged(batch, registry)
+        if not batch.empty:
+            self._apply_merged(batch)
+        for copy in batch.copies.values():
+            copies.store(connection, self._slot, copy)  # or it has been asked for anew meanwhile
         if batch.complete and batch.end_lsn is not None:
             self._commit(batch, batch.end_lsn)
         else:
             self._pieces_applied = True
 
-    def _apply_merged(self, batch: Batch, registry: Registry) -> None:
+    def _apply_merged(self, batch: Batch) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order."""
         _, sink = self._opened()
         applied = self._applies(batch)
         if not applied and sink.copied_directly():
             applied = self._applies(batch)
         if not applied:
-            self._apply_in_order(batch, registry)
+            self._apply_in_order(batch)
 
     def _applies(self, batch: Batch) -> bool:
         """Apply the net effect; tell False, with nothing changed, where a row is refused."""
@@ -214,7 +218,7 @@ class Writer:
         with translated():
             connection.exec_driver_sql(statement)
 
-    def _apply_in_order(self, batch: Batch, registry: Registry) -> None:
+    def _apply_in_order(self, batch: Batch) -> None:
         """Apply transaction after transaction, as the source did.
 
         What may be checked later is checked at the end of each. The source checks the rest at the
@@ -224,7 +228,7 @@ class Writer:
         _, sink = self._opened()
         with translated():
             sink.defer_constraints()
-        for transaction in batch.in_order():
+        for transaction, registry in batch.in_order():
             if len(transaction.changes) == 1 or not self._applied_at_once(transaction, registry):
                 self._apply_each(transaction, registry)
             if transaction.ends:

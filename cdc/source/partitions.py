@@ -15,8 +15,8 @@ from psycopg.rows import namedtuple_row
 
 from cdc.errors import SchemaChanged, SourceUnavailable
 from cdc.names import TableName
-from cdc.source.connection import Connection, translated
 from cdc.snapshot import Snapshot, precedes
+from cdc.source.connection import Connection, translated
 
 _PATIENCE_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.01

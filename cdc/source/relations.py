@@ -6,8 +6,8 @@ from copy import copy
 from cdc.change import Column, Relation
 from cdc.names import TableName
 from cdc.schema import Schema, SourceColumn, SourceTable
-from cdc.source.partitions import Partitions
 from cdc.snapshot import Snapshot
+from cdc.source.partitions import Partitions
 
 Names = Mapping[str, str]
 

@@ -99,7 +99,7 @@ class Sink:
         return batch
 
     def write(self, batch: Batch) -> None:
-        self.writer.apply(batch, self.registry)
+        self.writer.apply(batch)
 
     def apply(self, *operations: Operation) -> None:
         """Apply operations as one transaction of a batch of its own."""

@@ -1,0 +1,207 @@
+"""The thread that reads chunks of the tables to be copied, one after the other."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Final
+
+from cdc.chunk import Chunk
+from cdc.copy_state import Copy, Unit
+from cdc.copying import Copying
+from cdc.errors import CdcError
+from cdc.exchange import Stopped
+from cdc.names import TableName
+from cdc.projection.registry import Registry
+from cdc.schema import Schema
+from cdc.source.chunks import ChunkReader, ChunkSize, Page
+from cdc.source.connection import Connection
+from cdc.source.relations import Relations
+from cdc.source.slot import mark_now
+from cdc.window import Opened
+
+log = logging.getLogger(__name__)
+
+_AHEAD: Final = 2  # chunks that are read while others wait for their place
+_LOOK_SECONDS: Final = 1.0
+_VISIBLE_SECONDS: Final = 0.05
+_WAIT_SECONDS: Final = 0.5
+_AGAIN_AT_ONCE: Final = 1000
+
+
+@dataclass(kw_only=True, eq=False)
+class Copier:
+    """Reads what is to be copied, chunk after chunk, until nothing is left; then waits to be asked.
+
+    `asked` gives the copies as they are stored.
+    """
+
+    registry: Registry
+    schema: Schema
+    relations: Relations
+    open_source: Callable[[], Connection]
+    asked: Callable[[], dict[Unit, Copy]]
+    copying: Copying
+    chunk_bytes: int
+    rows_per_second: int
+
+    _offer_to: Callable[[Chunk], None] = field(init=False)
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _reader: ChunkReader | None = field(default=None, init=False)
+    _look_at: float = field(default=0.0, init=False)
+
+    def run(self, offer: Callable[[Chunk], None]) -> None:
+        """Copy what is due, until stopped; `offer` hands a chunk on."""
+        self._offer_to = offer
+        try:
+            while not self._stop.is_set():
+                self._look()
+                unit = self._next()
+                if unit is None:
+                    self._stop.wait(_LOOK_SECONDS)
+                else:
+                    self._copy(unit)
+        except CdcError:
+            if not self._stop.is_set():  # else it was cancelled
+                raise
+
+    def stop(self) -> None:
+        """Stop soon, and cancel what the write database is asked for; never raise."""
+        self._stop.set()
+        reader = self._reader
+        if reader is not None:
+            reader.cancel()
+
+    def _look(self) -> None:
+        """See, once a second, what somebody asks for."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        mine = self.copying.copies
+        for unit, copy in self.asked().items():
+            if unit in mine and copy.asked > mine[unit].asked:
+                self.copying.ask(copy)
+
+    def _next(self) -> Unit | None:
+        """Choose what to copy: those that are read more often first, parents before children."""
+        copies = self.copying.copies
+        due = [u for u in self.registry.units() if u in copies and copies[u].due]
+        return max(due, key=lambda unit: copies[unit].passes, default=None)
+
+    def _copy(self, unit: Unit) -> None:
+        """Copy a unit from where it is, until its table ends, or a chunk came to nothing."""
+        table, copy = self.schema[unit.source], self.copying.copies[unit]
+        if copy.reached is None:
+            log.info("copying", extra=_named(unit))
+        with closing(
+            ChunkReader(self.open_source, table, self.relations.known(unit.source))
+        ) as reader:
+            self._reader = reader
+            if table.key:
+                self._copy_by_key(reader, copy)
+            else:
+                self._copy_whole(reader, copy)
+            self._wait(outstanding=0)
+            self._copy_again(reader, unit)
+        self._reader = None
+        now = self.copying.copies[unit]
+        if now.state == "done":
+            log.info("copied", extra={**_named(unit), "rows": now.copied})
+
+    def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> None:
+        """Read chunk after chunk, some ahead of those that wait for their place."""
+        abandoned = self.copying.abandoned
+        after, ends = copy.reached, False
+        size = ChunkSize(self.chunk_bytes)
+        expected = reader.estimate() if copy.expected is None else None
+        while not ends and self._goes_on(copy) and self.copying.abandoned == abandoned:
+            self._wait(outstanding=_AHEAD)
+            began = time.monotonic()
+            opened = self._open(reader, copy.unit.source)
+            page = reader.read(after=after, rows=size.rows)
+            chunk = self._chunk(copy, reader, opened, page)
+            chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
+            self._offer(chunk)
+            after, ends = page.last or after, page.ends
+            seconds = time.monotonic() - began
+            size.learn(page, seconds=seconds)
+            self._slow_down(page.count, seconds)
+
+    def _copy_again(self, reader: ChunkReader, unit: Unit) -> None:
+        """Read rows once more of which an update did not send all."""
+        copy = self.copying.copies[unit]
+        if not copy.due or not copy.again or copy.reached is None:
+            return
+        keys = copy.again[:_AGAIN_AT_ONCE]
+        opened = self._open(reader, unit.source)
+        chunk = self._chunk(copy, reader, opened, reader.read_keys(keys))
+        chunk.keys = keys
+        self._offer(chunk)
+        self._wait(outstanding=0)
+
+    def _chunk(self, copy: Copy, reader: ChunkReader, opened: Opened, page: Page) -> Chunk:
+        return Chunk(
+            copy.unit,
+            copy.asked,
+            reader.relation,
+            opened,
+            watermark=reader.mark(),
+            text=page.text,
+            count=page.count,
+            last=page.last,
+            ends=page.ends,
+        )
+
+    def _copy_whole(self, reader: ChunkReader, copy: Copy) -> None:
+        """Have all rows read as of one moment, when it is their turn."""
+        opened = self._open(reader, copy.unit.source)
+        with closing(self.open_source()) as other:
+            watermark = mark_now(other)
+        pieces = reader.read_all(self.chunk_bytes)
+        self._offer(
+            Chunk(
+                copy.unit,
+                copy.asked,
+                reader.relation,
+                opened,
+                watermark,
+                ends=True,
+                expected=reader.estimate(),
+                pieces=pieces,
+            )
+        )
+
+    def _open(self, reader: ChunkReader, source: TableName) -> Opened:
+        """Begin to read in a snapshot that sees all of the table that was streamed already."""
+        while not self._stop.is_set():
+            opened = self.copying.window.open(source, reader.begin())
+            if opened is not None:
+                return opened
+            reader.rollback()
+            self._stop.wait(_VISIBLE_SECONDS)  # a commit that waits for a synchronous standby
+        raise Stopped
+
+    def _offer(self, chunk: Chunk) -> None:
+        self.copying.expect()
+        self._offer_to(chunk)
+
+    def _goes_on(self, copy: Copy) -> bool:
+        """Tell whether nobody has asked for another one meanwhile."""
+        self._look()
+        return self.copying.copies[copy.unit].asked == copy.asked
+
+    def _wait(self, *, outstanding: int) -> None:
+        while not self.copying.wait(outstanding, seconds=_WAIT_SECONDS):
+            if self._stop.is_set():
+                raise Stopped
+
+    def _slow_down(self, rows: int, seconds: float) -> None:
+        """Keep to the rows a second that are allowed."""
+        if self.rows_per_second:
+            self._stop.wait(max(0.0, rows / self.rows_per_second - seconds))
+
+
+def _named(unit: Unit) -> dict[str, str]:
+    return {"table": str(unit.source), "projector": unit.projector}

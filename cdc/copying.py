@@ -1,0 +1,246 @@
+"""Copies beside the stream: where chunks wait for their place, and are written (docs/copy.md)."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from msgspec.structs import replace
+
+from cdc import lines
+from cdc.assemble import Transaction
+from cdc.change import Change, Inserted, Relation, Truncated, Updated
+from cdc.chunk import Chunk
+from cdc.copy_state import Copy, Key, Unit
+from cdc.lsn import Lsn
+from cdc.projection.batch import Batch
+from cdc.projection.lines import Replaced
+from cdc.projection.mirror import Mirror
+from cdc.projection.registry import Registry
+from cdc.rows import Bulk
+from cdc.window import Values, Window, bring_up_to_date
+
+_NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
+
+
+class Copying:
+    """How far the copies are, as the projection thread has it; asked by the thread that reads.
+
+    `serving` are the projectors that get changes from the stream: those whose first copy has not
+    begun get none, for the chunks will bring what those changes lead to.
+    """
+
+    def __init__(self, registry: Registry, copies: Iterable[Copy], *, takes_lines: bool) -> None:
+        """Take what is stored. `takes_lines` tells that encoded rows can be written."""
+        self._registry = registry
+        self._copies = {copy.unit: copy for copy in copies}
+        self.window = Window()
+        self._takes_lines = takes_lines
+        self._changed = threading.Condition()
+        self._outstanding = 0
+        self.abandoned = 0  # chunks
+        self._waiting: deque[Chunk] = deque()
+        self._position = Lsn(0)
+        self.serving = registry
+        self._serve()
+
+    def _serve(self) -> None:
+        without = [copy.unit for copy in self._copies.values() if not copy.begun]
+        self.serving = self._registry.without(without)
+
+    # The thread that reads chunks.
+
+    @property
+    def copies(self) -> dict[Unit, Copy]:
+        """How far the copies are: in what is written, or about to be."""
+        with self._changed:
+            return dict(self._copies)
+
+    def ask(self, copy: Copy) -> None:
+        """Begin a copy anew that somebody asked for."""
+        with self._changed:
+            self._copies[copy.unit] = copy
+            self._serve()
+
+    def expect(self) -> None:
+        """Note that a chunk is under way."""
+        with self._changed:
+            self._outstanding += 1
+
+    def wait(self, outstanding: int, *, seconds: float) -> bool:
+        """Wait until no more than so many chunks are under way; tell False where they are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._outstanding <= outstanding, seconds)
+
+    # The projection thread.
+
+    def note(self, item: Transaction | Bulk, batch: Batch) -> None:
+        """Take note of what the stream brought, as it is added to a batch."""
+        self.window.note(item)
+        if any(copy.due for copy in self._copies.values()):
+            for transaction in item.transactions if isinstance(item, Bulk) else (item,):
+                for change in transaction.changes:
+                    if isinstance(change, Updated) and change.partial:
+                        self._note_partial(change, batch)
+
+    def _note_partial(self, change: Updated, batch: Batch) -> None:
+        """Have a row read once more that may have come from where nothing was copied yet."""
+        if change.old_key_values is None:
+            return
+        key = _key(change.relation, change.values)
+        with self._changed:
+            for unit, copy in self._copies.items():
+                if unit.source == change.relation.name and copy.due and key not in copy.again:
+                    noted = replace(copy, again=(*copy.again, key))
+                    self._copies[unit] = batch.copies[unit] = noted
+
+    def arrived(self, chunk: Chunk) -> None:
+        """Take a chunk that is to be placed once the stream has passed its watermark."""
+        self._waiting.append(chunk)
+
+    def placed(self, batch: Batch) -> Iterator[Batch]:
+        """Give batches with a chunk each, that were begun with this one, as far as that can be now.
+
+        Where none can be placed, give nothing: the batch stays as it is.
+        """
+        self._position = max(self._position, batch.end_lsn or Lsn(0))
+        while self._waiting and batch.complete and self._position >= self._waiting[0].watermark:
+            chunk = self._waiting.popleft()
+            found = False
+            for part in self._parts(chunk, batch):
+                found = True
+                yield part
+                batch = Batch()
+            self._release(chunk, placed=found)
+
+    def _release(self, chunk: Chunk, *, placed: bool) -> None:
+        """Note that a chunk is no longer under way: it was placed, or has to be read again."""
+        self.window.close(chunk.opened)
+        with self._changed:
+            self.abandoned += not placed
+            self._outstanding -= 1
+            self._changed.notify_all()
+
+    def _parts(self, chunk: Chunk, batch: Batch) -> Iterator[Batch]:
+        copy = self._copies[chunk.unit]
+        if chunk.asked != copy.asked or chunk.opened.dropped:
+            return
+        if chunk.pieces is not None:
+            yield from self._whole(chunk, copy, batch, chunk.pieces)
+        elif (chunk.keys or chunk.after == copy.reached) and self._place(chunk, batch):
+            self._reach(chunk, batch)
+            yield batch
+
+    def _place(self, chunk: Chunk, batch: Batch) -> bool:
+        """Write a chunk's rows as of now; tell False where the table is described otherwise."""
+        changes = list(chunk.opened.changes())
+        mirror = self._direct(chunk)
+        if mirror is None or changes:
+            rows = {_key(chunk.relation, row): row for row in lines.decode(chunk.text)}
+            now = bring_up_to_date(rows, changes, chunk.relation)
+            if now is None:
+                return False
+            untouched, changed = list(now.untouched.values()), now.changed
+            text = lines.encode_all(untouched) if untouched and mirror is not None else b""
+        else:
+            untouched, changed, text = [], [], chunk.text
+        if mirror is None:
+            self._add(chunk, [*untouched, *changed], batch)
+        else:
+            plan = mirror.bulk_plan(chunk.relation)
+            in_order = self._in_order(chunk, text)
+            replaced = Replaced(plan, text, chunk.after, None if chunk.ends else chunk.last)
+            batch.add_replaced(replaced, self._registry.only(chunk.unit), in_order)
+            self._add(chunk, changed, batch)
+        return True
+
+    def _direct(self, chunk: Chunk) -> Mirror | None:
+        """Give the mirror whose read table a chunk's rows can be written into as they are.
+
+        They take the place of all rows in the chunk's range of keys, which has to be the same range
+        in the read database.
+        """
+        projector = self._registry.projector(chunk.unit.projector)
+        copy = self._copies[chunk.unit]
+        suits = self._takes_lines and chunk.ordered and not chunk.keys and copy.purpose != "again"
+        if not suits or not isinstance(projector, Mirror) or not projector.in_bulk:
+            return None
+        return projector if projector.bulk_plan(chunk.relation).shape.full else None
+
+    def _in_order(self, chunk: Chunk, text: bytes) -> Callable[[], list[Transaction]]:
+        return lambda: [self._transaction(_inserted(chunk.relation, lines.decode(text)))]
+
+    def _add(self, chunk: Chunk, rows: list[Values], batch: Batch) -> None:
+        if rows:
+            transaction = self._transaction(_inserted(chunk.relation, rows))
+            batch.add_copied(transaction, self._registry.only(chunk.unit))
+
+    def _transaction(self, changes: list[Change]) -> Transaction:
+        """Give changes that the stream did not bring, as if it had, here."""
+        now = datetime.now(UTC)
+        return Transaction(
+            _NOT_OF_THE_STREAM, self._position, self._position, now, changes, len(changes)
+        )
+
+    def _reach(self, chunk: Chunk, batch: Batch) -> None:
+        """Move the copy on, in the commit that its rows are in."""
+        with self._changed:
+            copy = _moved_on(self._copies[chunk.unit], chunk)
+            began = not self._copies[chunk.unit].begun
+            self._copies[chunk.unit] = batch.copies[chunk.unit] = copy
+        batch.copied[chunk.unit.source] += chunk.count
+        batch.reach(self._position)
+        if began:
+            self._serve()  # from the next batch on: this one ends here
+
+    def _whole(
+        self, chunk: Chunk, copy: Copy, batch: Batch, pieces: Iterator[tuple[bytes, int]]
+    ) -> Iterator[Batch]:
+        """Write all rows of a table in one read transaction, however many they are."""
+        if copy.purpose != "first":
+            truncate = self._transaction([Truncated(chunk.relation)])
+            batch.add_copied(truncate, self._registry.only(chunk.unit))
+        rows: list[Values] = []
+        gone = False
+        for change in chunk.opened.changes():
+            if isinstance(change, Inserted):
+                rows.append(change.values)
+            elif isinstance(change, Truncated):
+                rows, gone = [], True
+        for text, count in () if gone else pieces:
+            chunk.count += count
+            self._add(chunk, list(lines.decode(text)), batch)
+            batch.unfinished = True
+            yield batch
+            batch = Batch()
+        self._add(chunk, rows, batch)
+        self._reach(chunk, batch)
+        yield batch
+
+
+def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
+    now = datetime.now(UTC)
+    copy = replace(
+        copy,
+        state="copying",
+        copied=copy.copied + chunk.count,
+        expected=chunk.expected if copy.expected is None else copy.expected,
+        started_at=copy.started_at or now,
+        again=tuple(key for key in copy.again if key not in chunk.keys),
+    )
+    if not chunk.keys:
+        copy = replace(copy, reached=chunk.last or copy.reached)
+    if not (chunk.ends or chunk.keys) or copy.again:
+        return copy
+    if copy.passes > 1:
+        return replace(copy, passes=copy.passes - 1, reached=None)
+    return replace(copy, state="done")
+
+
+def _key(relation: Relation, values: Values) -> Key:
+    return tuple(str(value) for value in relation.key_of(values))
+
+
+def _inserted(relation: Relation, rows: Iterable[Values]) -> list[Change]:
+    return [Inserted(relation, values, copied=True) for values in rows]
