@@ -148,6 +148,16 @@ def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(
     equal(write, read, "log")
 
 
+def test_excluded_and_renamed_columns_hold_for_copied_rows(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run(TABLE, FILL.format(1000))
+    mirror = {"source": "public.t", "exclude": ["v"], "rename": {"big": "large"}}
+    cdc_run(configuration(mirrors=[mirror]))
+    assert read.rows("select * from t where id = 7") == [(7, None)]
+    assert read.value("select count(large) + count(*) from t") == 1000
+
+
 def test_masks_hold_for_copied_rows(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
