@@ -22,10 +22,6 @@ create trigger noted after update on cdc_copy for each row execute function note
 """
 
 
-def copied(pipeline: Pipeline) -> bool:
-    return not pipeline.target("select 1 from cdc_copy where state <> 'done'")
-
-
 def test_a_million_rows_are_copied_once_whatever_is_killed(pipeline: Pipeline):
     assert pgbench(pipeline, "-i", "-q", "-s", "10").wait() == 0
     pipeline.mirror(*(f"public.{table}" for table in KEYED), insert_only="public.pgbench_history")
@@ -34,7 +30,7 @@ def test_a_million_rows_are_copied_once_whatever_is_killed(pipeline: Pipeline):
     writes = pgbench(pipeline, "-c", "2", "-T", "300", "-n", "-R", "300")
     moments, kills, peak = random.Random(11), 0, 0
     process = pipeline.start()
-    while not copied(pipeline):
+    while not pipeline.copied():
         # The fault's moment, not a wait for anything.
         time.sleep(moments.uniform(0.5, 2.5))
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
