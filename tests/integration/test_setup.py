@@ -29,7 +29,8 @@ from cdc.sink import checkpoint
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source.connection import connect, connect_replication
-from cdc.source.slot import create_slot, drop_slot, identify, read_slot
+from cdc.source.slot import drop_slot, identify, read_slot
+from cdc.source.slot_creation import create_slot
 from tests.conftest import Configuration, Database, until
 
 Configure = Callable[..., Configuration]
@@ -184,7 +185,8 @@ class Halfway:
             checkpoint.intend(self.read, self.identity)
 
     def create_slot(self) -> Lsn:
-        return create_slot(self.replication, self.slot, self.settings.source.plugin)
+        plugin = self.settings.source.plugin
+        return create_slot(self.replication, self.slot, plugin, source=self.source, seconds=0)
 
     def close(self) -> None:
         self.read.close()
@@ -390,9 +392,12 @@ def test_a_role_without_replication_is_refused_with_the_remedy(
 
 
 def test_a_plugin_that_is_not_installed_is_refused_with_the_remedy(write: Database) -> None:
-    with closing(connect_replication(write.dsn)) as replication:
+    with (
+        closing(connect(write.dsn)) as source,
+        closing(connect_replication(write.dsn)) as walsender,
+    ):
         with pytest.raises(SourceNotReady) as caught:
-            create_slot(replication, "nothing", "nosuchplugin")
+            create_slot(walsender, "nothing", "nosuchplugin", source=source, seconds=0)
         assert "nosuchplugin" in str(caught.value)
         assert caught.value.hint
 
@@ -424,8 +429,12 @@ def test_a_slot_that_is_in_use_is_waited_for(write: Database, halfway: Halfway) 
 
 
 def test_errors_of_the_write_database_are_source_errors(write: Database) -> None:
-    with closing(connect_replication(write.dsn)) as replication, pytest.raises(SourceError):
-        create_slot(replication, "Bad Name", "pgoutput")
+    with (
+        closing(connect(write.dsn)) as source,
+        closing(connect_replication(write.dsn)) as walsender,
+    ):
+        with pytest.raises(SourceError):
+            create_slot(walsender, "Bad Name", "pgoutput", source=source, seconds=0)
 
 
 def test_a_checkpoint_of_another_slot_is_no_matter(
