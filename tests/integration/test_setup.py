@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc.copy_state import Copy, Unit
 from cdc.errors import (
     CdcError,
     ChangesConsumedElsewhere,
@@ -24,8 +25,10 @@ from cdc.errors import (
     SourceUnavailable,
 )
 from cdc.lsn import Lsn
+from cdc.names import TableName
 from cdc.operate import setup
-from cdc.sink import checkpoint
+from cdc.operate.drop import drop
+from cdc.sink import checkpoint, copies
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source.connection import connect, connect_replication
@@ -81,6 +84,26 @@ def test_the_write_database_is_left_alone_but_for_slot_and_publication(
     before = write.rows(query)
     setup.set_up(configuration(plugin, mirrors=[MIRROR]).settings())
     assert write.rows(query) == before
+
+
+def test_dropping_forgets_all_bookkeeping_of_the_slot(
+    write: Database, read: Database, configuration: Configure
+) -> None:
+    settings = configuration(mirrors=[MIRROR]).settings()
+    setup.set_up(settings)
+    unit = Copy(Unit("mirror:public.t", TableName("public", "t")))
+    engine = create_engine(read.url)
+    with engine.begin() as connection:
+        for slot in (settings.source.slot, "another"):
+            copies.forget(connection, slot)
+            copies.add(connection, slot, [unit])
+    engine.dispose()
+    drop(settings)
+    assert write.slots() == []
+    assert (
+        read.rows("select slot from cdc_checkpoint union select slot from cdc_source_column") == []
+    )
+    assert read.rows("select slot from cdc_copy") == [("another",)]
 
 
 # Publications.
