@@ -183,7 +183,10 @@ def copy(
     with closing(Watch(settings, asked.units)) as watch, showing(console) as display:
         logs.configure(level="WARNING")
         _tell_asked(asked, display)
-        is_done = no_wait or attend(settings, watch, display)
+        if no_wait:
+            _tell_who_copies(watch, display)
+            return
+        is_done = attend(settings, watch, display)
     if not is_done:
         raise typer.Exit(_INTERRUPTED)
     _print_copied(watch.copies)
@@ -203,6 +206,11 @@ def _tell_asked(asked: Asked, display: Display) -> None:
         display.say(f"{named[unit]} is being copied already; --restart begins anew")
     for unit in asked.anew:
         display.say(f"asked for {named[unit]}")
+
+
+def _tell_who_copies(watch: Watch, display: Display) -> None:
+    streams = watch.someone_streams()
+    display.say("the daemon copies it" if streams else "no daemon streams: the next one copies it")
 
 
 def _print_copied(copies: Collection[Copy]) -> None:

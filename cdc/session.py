@@ -119,6 +119,7 @@ class Session:
                 self._settings, plan, source=source, replication=replication, read=read
             )
             self.copies = self._settled(read, plan)
+            self._metrics.copies(self.copies)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -238,7 +239,9 @@ class Session:
     def _asked(self) -> dict[Unit, Copy]:
         engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
         with closing(connect_read(engine)) as read, translated():
-            return copies.load(read, self._settings.source.slot) or {}
+            stored = copies.load(read, self._settings.source.slot) or {}
+        self._metrics.asked(stored)
+        return stored
 
     def _copying(self, plan: setup.Plan) -> Copying:
         return Copying(

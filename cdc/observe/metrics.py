@@ -168,6 +168,9 @@ class Metrics(Collector):
         times = [t.commit_time.timestamp() for t in batch.transactions if t.ends]
         self.commit_to_apply.observe(max(0.0, now - committed) for committed in times)
         self.transactions_applied.inc(len(times))
+        self.copies(batch.copies)
+        for source, rows in batch.copied.items():
+            self.copied(source, rows)
         self.batches_applied.inc()
         with self._lock:
             self._operations.update(self._uncommitted)
@@ -185,6 +188,11 @@ class Metrics(Collector):
             self.progress = {**self.progress, **now}
             for source, ratio in ratios(self.progress.values()).items():
                 self._copy_progress.labels(str(source)).set(ratio)
+
+    def asked(self, stored: Mapping[Unit, Copy]) -> None:
+        """Note, of what is stored, the copies that somebody has asked for anew."""
+        known = self.progress
+        self.copies({u: c for u, c in stored.items() if u in known and c.asked > known[u].asked})
 
     def _reached(self, checkpoint: Lsn) -> None:
         self.lag.applied(checkpoint)

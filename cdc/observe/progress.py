@@ -81,9 +81,9 @@ def rows(copy: Copy) -> str:
     return f"{copy.copied:,} rows"
 
 
-def log_change(before: Copy, now: Copy) -> None:
+def log_change(before: Copy | None, now: Copy) -> None:
     """Log that a copy has begun, or is done; nothing where its state is what it was."""
-    if (now.state, now.asked) == (before.state, before.asked):
+    if before is not None and (now.state, now.asked) == (before.state, before.asked):
         return
     fields = {"table": str(now.unit.source), "projector": now.unit.projector}
     if now.state == "copying":

@@ -70,7 +70,7 @@ def choose(units: Collection[Unit], named: Wanted) -> list[Unit]:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> SettingError:
-    near = get_close_matches(name, known, n=1) or _same_table(name, known)
+    near = _nearest(name, known)
     listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     return SettingError(
         f"no {kind} {name} is copied here",
@@ -78,9 +78,14 @@ def _unknown(kind: str, name: str, known: list[str]) -> SettingError:
     )
 
 
-def _same_table(name: str, known: list[str]) -> list[str]:
-    """Give the names that differ in their schema alone."""
-    return [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+def _nearest(name: str, known: list[str]) -> list[str]:
+    """Give the name most like it, if any is; all tables of a schema begin alike."""
+    near = get_close_matches(_last(name), {_last(other) for other in known})
+    return get_close_matches(name, [o for o in known if _last(o) in near], n=1, cutoff=0)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Paces:
     def told_of_all(self, copies: Collection[Copy]) -> str:
         """Say how far they are together."""
         pace = self._noted(None, sum(copy.copied for copy in copies))
-        return f"{summary(copies)}{_speed(pace)}"
+        return summary(copies) + _speed(pace if any(copy.due for copy in copies) else 0)
 
     def _noted(self, unit: Unit | None, count: int) -> float:
         pace = self._paces.setdefault(unit, Pace())
@@ -105,7 +105,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(escape(printable(text)))
+        self._console.print(escape(printable(text)), highlight=False)
 
 
 class Bars:
@@ -121,23 +121,24 @@ class Bars:
         named = names([copy.unit for copy in copies])
         fit = len(copies) <= self._progress.console.height - _LINES_BESIDE
         for copy in copies:
-            self._move(copy.unit, named[copy.unit], ratio(copy), self._paces.told(copy))
-            self._progress.update(
-                self._tasks[copy.unit], visible=fit or copy.state == "copying", refresh=False
-            )
+            told, seen = self._paces.told(copy), fit or copy.state == "copying"
+            task = self._task(copy.unit, named[copy.unit])
+            self._progress.update(task, completed=ratio(copy), told=told, visible=seen)
         if len(copies) > 1:
-            share = sum(map(ratio, copies)) / len(copies)
-            self._move(None, _TOTAL, share, self._paces.told_of_all(copies))
+            share, told = sum(map(ratio, copies)) / len(copies), self._paces.told_of_all(copies)
+            task = self._task(None, _TOTAL)
+            self._progress.update(task, completed=share, told=told, visible=True)
         self._progress.refresh()
 
-    def _move(self, unit: Unit | None, name: str, share: float, told: str) -> None:
+    def _task(self, unit: Unit | None, name: str) -> TaskID:
         if unit not in self._tasks:
-            self._tasks[unit] = self._progress.add_task(escape(printable(name)), total=1.0, told="")
-        self._progress.update(self._tasks[unit], completed=share, told=told)
+            text = escape(printable(name))
+            self._tasks[unit] = self._progress.add_task(text, total=1.0, visible=False, told="")
+        return self._tasks[unit]
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(escape(printable(text)))
+        self._progress.console.print(escape(printable(text)), highlight=False)
 
 
 @contextmanager
