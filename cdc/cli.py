@@ -22,9 +22,10 @@ from cdc.observe.logs import printable
 from cdc.observe.progress import names
 from cdc.operate.check import Finding
 from cdc.operate.check import check as find_problems
-from cdc.operate.copy import Asked, Display, Watch, ask, wanted
+from cdc.operate.copy import Asked, ask, wanted
 from cdc.operate.display import showing
 from cdc.operate.drop import drop as drop_pipeline
+from cdc.operate.follow import Display, Watch
 from cdc.operate.setup import set_up
 from cdc.operate.status import read_status
 from cdc.settings import load

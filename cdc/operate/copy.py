@@ -1,17 +1,13 @@
-"""Ask for copies, and watch them being made: by the daemon, for it alone writes."""
+"""Ask the daemon for copies, through the read database: it alone writes rows."""
 
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final, Protocol
-
-import sqlalchemy as sa
+from typing import Final
 
 from cdc.copy_state import Copy, Purpose, Unit
-from cdc.errors import CdcError, NothingToCopy, NotStreaming, SettingError
+from cdc.errors import NothingToCopy, SettingError
 from cdc.names import TableName
 from cdc.operate import setup
 from cdc.projection.mirror import Mirror
@@ -20,8 +16,7 @@ from cdc.settings import Settings
 from cdc.sink import copies
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
-from cdc.source import slot
-from cdc.source.connection import Connection, connect
+from cdc.source.connection import connect
 
 _LOOK_SECONDS: Final = 0.5
 _NAMED: Final = 5  # names in a hint
@@ -180,128 +175,3 @@ def _emptied(registry: Registry, units: list[Unit]) -> str:
         "are deleted and those of the source appended, in one transaction; rows the source no "
         "longer has are gone after it"
     )
-
-
-# Watching.
-
-
-class Display(Protocol):
-    """Where progress is shown."""
-
-    def show(self, copies: Collection[Copy]) -> None:
-        """Show how far copies are."""
-
-    def say(self, text: str) -> None:
-        """Say something that is no progress."""
-
-
-class Watch:
-    """Looks at copies that were asked for. Used by one thread at a time; connects when it looks."""
-
-    def __init__(self, settings: Settings, units: Collection[Unit]) -> None:
-        self._units = units
-        self._dsn = settings.source.dsn.get_secret_value()
-        self._slot = settings.source.slot
-        self._engine = create_engine(settings.read.url.get_secret_value(), reading=True)
-        self._read: sa.Connection | None = None
-        self._source: Connection | None = None
-        self.copies: list[Copy] = []
-
-    @property
-    def done(self) -> bool:
-        """Tell whether nothing was left at the last look."""
-        return bool(self.copies) and not any(copy.due for copy in self.copies)
-
-    def look(self) -> list[Copy]:
-        """Look how far they are; raise NothingToCopy where they were dropped, or a ReadError."""
-        self._read = self._read or connect_read(self._engine)
-        with translated(), self._read.begin():
-            stored = copies.load(self._read, self._slot) or {}
-        self.copies = [self._found(unit, stored) for unit in self._units]
-        return self.copies
-
-    def _found(self, unit: Unit, stored: Mapping[Unit, Copy]) -> Copy:
-        if unit not in stored:
-            raise NothingToCopy(
-                f"the copy of {unit.source} for {unit.projector} is no longer there: the pipeline "
-                "was dropped, or its configuration changed"
-            )
-        return stored[unit]
-
-    def someone_streams(self) -> bool:
-        """Tell whether a daemon streams from the slot; raise a SourceError."""
-        self._source = self._source or connect(self._dsn)
-        state = slot.read_slot(self._source, self._slot)
-        return state is not None and state.active
-
-    def close(self) -> None:
-        """Disconnect; never raise."""
-        for connection in (self._read, self._source):
-            if connection is not None:
-                _close(connection)
-        self._read = self._source = None
-
-
-def _close(connection: sa.Connection | Connection) -> None:
-    with suppress(sa.exc.SQLAlchemyError):
-        connection.close()
-
-
-def follow(
-    watch: Watch, display: Display, *, ended: threading.Event, patience: float | None = None
-) -> bool:
-    """Show progress until the copies are done, or `ended` is set; tell whether they are done.
-
-    With `patience`, raise NotStreaming where no daemon has streamed for so many seconds. What
-    passes by itself is waited for.
-    """
-    attendance = Attendance(watch, display, patience)
-    trouble = None
-    while not ended.is_set():
-        try:
-            display.show(watch.look())
-            if watch.done:
-                return True
-            attendance.check()
-            trouble = None
-        except CdcError as error:
-            if not error.transient:
-                raise
-            watch.close()
-            attendance.unknown()
-            if patience is not None and str(error) != trouble:
-                trouble = str(error)
-                display.say(f"waiting: {error}")
-        ended.wait(_LOOK_SECONDS)
-    return False
-
-
-class Attendance:
-    """Whether somebody copies: a daemon may restart, or another one take over."""
-
-    def __init__(self, watch: Watch, display: Display, patience: float | None) -> None:
-        self._watch = watch
-        self._display = display
-        self._patience = patience
-        self._last_seen = time.monotonic()
-        self._said = False
-
-    def unknown(self) -> None:
-        """Note that nobody can tell."""
-        self._last_seen = time.monotonic()
-
-    def check(self) -> None:
-        """Look for a daemon; say so where there is none, and raise NotStreaming in the end."""
-        if self._patience is None:
-            return
-        if self._watch.someone_streams():
-            self._last_seen, self._said = time.monotonic(), False
-            return
-        if time.monotonic() - self._last_seen > self._patience:
-            raise NotStreaming(
-                f"no daemon has streamed for {self._patience:.0f} s: the copy waits for one",
-                hint="`cdc run` goes on with it. So does this command, given again",
-            )
-        if not self._said:
-            self._said = True
-            self._display.say("waiting: no daemon streams at the moment")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from cdc.copy_state import Copy, Unit
 from cdc.observe.logs import printable
 from cdc.observe.progress import names, percent, ratio, rows, summary
-from cdc.operate.copy import Display
+from cdc.operate.follow import Display
 
 _LINE_SECONDS: Final = 5.0
 _PACE_SECONDS: Final = 20.0

@@ -209,10 +209,9 @@ def test_two_commands_without_a_daemon_both_get_what_they_asked_for(copied):
     damage(copied)
     commands = [Command(copied, "public.a"), Command(copied, "public.b")]
     for command, table in zip(commands, TABLES, strict=True):
-        code, answer = command.ends()
-        if code == 0:
-            assert answer == f"copied {ROWS} rows of public.{table}\n"
-            assert same(copied, table)
+        assert command.ends() == (0, f"copied {ROWS} rows of public.{table}\n"), command.said
+        assert same(copied, table)
+    assert not streams(copied)
 
 
 def test_a_daemon_that_is_killed_while_it_is_watched_is_waited_for(copied):
