@@ -183,16 +183,16 @@ class Metrics(Collector):
         self.copy_rows.labels(str(source)).inc(rows)
 
     def copies(self, now: Mapping[Unit, Copy]) -> None:
-        """Note how far copies are; those that are not named stay as they were."""
+        """Note how far copies are; what was asked for anew meanwhile, or is not named, stays."""
         with self._lock:
-            self.progress = {**self.progress, **now}
+            known = self.progress
+            self.progress = known | {
+                unit: copy
+                for unit, copy in now.items()
+                if unit not in known or copy.asked >= known[unit].asked
+            }
             for source, ratio in ratios(self.progress.values()).items():
                 self._copy_progress.labels(str(source)).set(ratio)
-
-    def asked(self, stored: Mapping[Unit, Copy]) -> None:
-        """Note, of what is stored, the copies that somebody has asked for anew."""
-        known = self.progress
-        self.copies({u: c for u, c in stored.items() if u in known and c.asked > known[u].asked})
 
     def _reached(self, checkpoint: Lsn) -> None:
         self.lag.applied(checkpoint)

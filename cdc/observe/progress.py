@@ -1,14 +1,11 @@
 """How far copies are, in figures and words."""
 
-import logging
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from cdc.copy_state import Copy, Unit
 from cdc.names import TableName
-
-log = logging.getLogger(__name__)
 
 _NEARLY: Final = 0.999  # the most, while an estimate has been passed and rows are still to come
 
@@ -81,18 +78,7 @@ def rows(copy: Copy) -> str:
     return f"{copy.copied:,} rows"
 
 
-def log_change(before: Copy | None, now: Copy) -> None:
-    """Log that a copy has begun, or is done; nothing where its state is what it was."""
-    if before is not None and (now.state, now.asked) == (before.state, before.asked):
-        return
-    fields = {"table": str(now.unit.source), "projector": now.unit.projector}
-    if now.state == "copying":
-        log.info("copying", extra=fields)
-    elif now.state == "done":
-        log.info("copied", extra={**fields, "rows": now.copied, "seconds": _seconds(now)})
-
-
-def _seconds(copy: Copy) -> float | None:
+def seconds(copy: Copy) -> float | None:
     """Give how long a copy has taken by now, interruptions included."""
     if copy.started_at is None:
         return None

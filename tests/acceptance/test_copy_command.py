@@ -116,6 +116,12 @@ def test_the_running_daemon_copies_what_is_named(streaming):
     assert same(streaming, "a")
     assert not same(streaming, "b")
     assert streams(streaming)
+    log = streaming.log(streaming.processes[-1]).splitlines()
+    said = [line.partition("info ")[2].strip() for line in log if " cop" in line]
+    named = "table=public.a projector=mirror:public.a"
+    assert said[0] == f"copying {named}"
+    assert said[1].startswith(f"copied {named} rows={ROWS} seconds=")
+    assert len(said) == 2
 
 
 def test_without_a_daemon_the_command_streams_until_it_is_done(copied):

@@ -34,7 +34,12 @@ def equal(write: Database, read: Database, table: str = "t", target: str | None 
 
 @pytest.mark.parametrize("rows", [0, 1, 5000])
 def test_rows_from_before_are_copied(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str, rows: int
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    rows: int,
 ) -> None:
     write.run(TABLE, FILL.format(rows))
     daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
@@ -104,16 +109,42 @@ def test_every_kind_of_table_is_copied(
     assert read.value("select count(*) from g") == 100
 
 
+@pytest.mark.parametrize("key", ["", "primary key"])
 def test_insert_only_tables_are_copied_once(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    key: str,
 ) -> None:
     """The write database gets rows all the while: each comes once, by the copy or the stream."""
-    write.run("create table log (v int, t text)", "insert into log select i from generate_series(1, 30000) i")
+    write.run(
+        f"create table log (v int {key}, t text)",
+        "insert into log select i from generate_series(1, 30000) i",
+    )
     mirrors = [{"source": "public.log", "insert_only": True}]
     with writing(write, lambda n: f"insert into log values ({-n}, 'streamed')"):
         daemon = cdc_start(configuration(plugin, mirrors=mirrors))
         wait_copied(daemon, read)
     daemon.wait_for(write.run("insert into log values (0)"))
+    equal(write, read, "log")
+
+
+def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start, cdc_run: Run
+) -> None:
+    write.run(
+        "create table log (v int, t text)",
+        "insert into log select i, repeat('x', 300) from generate_series(1, 300000) i",
+    )
+    chosen = configuration(mirrors=[{"source": "public.log", "insert_only": True}])
+    daemon = cdc_start(chosen)
+    pages = "select pg_relation_size(to_regclass('log'))"
+    daemon.wait_until(lambda: (read.value(pages) or 0) > 1_000_000)
+    assert daemon.stop() == 0, daemon.log
+    assert read.value("select count(*) from log") == 0
+    cdc_run(chosen)
     equal(write, read, "log")
 
 
@@ -123,7 +154,9 @@ def test_masks_hold_for_copied_rows(
     write.run(TABLE, FILL.format(1000))
     mask = {"v": "hash", "big": "null"}
     cdc_run(configuration(mirrors=[{"source": "public.t", "mask": mask, "target": "masked"}]))
-    assert read.value("select count(*) from masked where v ~ '^[0-9a-f]{64}$' and big is null") == 1000
+    assert (
+        read.value("select count(*) from masked where v ~ '^[0-9a-f]{64}$' and big is null") == 1000
+    )
 
 
 @contextmanager
@@ -171,7 +204,12 @@ def random_write(seed: int) -> Callable[[int], str]:
 
 @pytest.mark.parametrize("key", ["bigint", "numeric"])
 def test_an_application_writes_all_the_while(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str, key: str
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    key: str,
 ) -> None:
     write.run(
         f"create table t (id {key} primary key, v text, big text)",
@@ -285,7 +323,9 @@ def test_a_table_that_is_added_later_is_copied_alone(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
     write.run(
-        TABLE, FILL.format(10), "create table u (id int primary key)",
+        TABLE,
+        FILL.format(10),
+        "create table u (id int primary key)",
         "insert into u select i from generate_series(1, 2000) i",
     )
     cdc_run(configuration(mirrors=MIRROR))
@@ -299,7 +339,12 @@ def test_a_table_that_is_added_later_is_copied_alone(
 def test_a_projector_that_was_taken_out_and_comes_back_is_copied_again(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
-    write.run(TABLE, FILL.format(10), "create table u (id int primary key)", "insert into u values (1), (2)")
+    write.run(
+        TABLE,
+        FILL.format(10),
+        "create table u (id int primary key)",
+        "insert into u values (1), (2)",
+    )
     both = configuration(mirrors=[*MIRROR, {"source": "public.u"}])
     cdc_run(both)
     cdc_run(configuration(mirrors=MIRROR))
