@@ -17,6 +17,7 @@ from tests.acceptance.test_commands import get, value
 ROWS = 3000
 TABLES = ("a", "b")
 ASKED = "select source, asked from cdc_copy order by source"
+DONE = "select count(*) from cdc_copy where state = 'done'"
 DUE = "select count(*) from cdc_copy where state in ('waiting', 'copying')"
 
 
@@ -61,7 +62,7 @@ def copied(one_pipeline: Pipeline) -> Pipeline:
     one_pipeline.mirror("public.a", "public.b")
     process = one_pipeline.start()
     one_pipeline.caught_up()
-    until(lambda: one_pipeline.target(DUE) == [(0,)], what="the first copy is done")
+    wait_copied(one_pipeline, len(TABLES))
     stop(process)
     return one_pipeline
 
@@ -71,6 +72,14 @@ def streaming(copied: Pipeline) -> Pipeline:
     """The same, and a daemon that streams."""
     start(copied)
     return copied
+
+
+def wait_copied(pipeline: Pipeline, units: int) -> None:
+    def done() -> bool:
+        exists = pipeline.target("select to_regclass('cdc_copy') is not null")
+        return exists == [(True,)] and pipeline.target(DONE) == [(units,)]
+
+    until(done, what="the first copies are done")
 
 
 def start(pipeline: Pipeline) -> subprocess.Popen[str]:
@@ -270,7 +279,7 @@ def test_rows_without_a_key_are_only_copied_again_when_that_is_meant(one_pipelin
     one_pipeline.source("insert into log select 'x' from generate_series(1, 10)")
     one_pipeline.mirror(insert_only="public.log")
     start(one_pipeline)
-    until(lambda: one_pipeline.target(DUE) == [(0,)], what="the first copy is done")
+    wait_copied(one_pipeline, 1)
     refused = one_pipeline.cdc("copy", "public.log")
     assert (refused.returncode, refused.stdout.count("copied")) == (1, 0)
     assert "All rows of log in the read database are deleted" in refused.stdout + refused.stderr
