@@ -115,6 +115,7 @@ class Session:
             identity, lsn, stored = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
+            self._metrics.copies(stored)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -233,6 +234,7 @@ class Session:
             open_source=partial(connect, self._dsn),
             asked=copies.Asked(self._reading, self._settings.source.slot),
             copying=copying,
+            metrics=self._metrics,
             chunk_bytes=copy.chunk_bytes,
             rows_per_second=copy.max_rows_per_second,
         )
