@@ -38,6 +38,7 @@ class Contestant(ABC):
     label: str
     name: str = field(init=False)
     has_database: bool = field(default=True, init=False)
+    streams: bool = field(default=True, init=False)  # from a slot of the contestant's name alone
 
     @property
     def key(self) -> str:
@@ -64,6 +65,10 @@ class Contestant(ABC):
     def pids(self) -> Mapping[str, int]:
         """Name its processes by role; the walsender is found by whoever measures."""
 
+    def ended_seconds(self) -> Mapping[str, float]:
+        """Give the CPU seconds, by role, of its processes that have ended."""
+        return {}
+
     @abstractmethod
     def stop(self) -> None:
         """Stop streaming, in an orderly way."""
@@ -79,7 +84,7 @@ class Contestant(ABC):
             self.arena.drop_read_database(self.key)
 
 
-class _Watcher:
+class Watcher:
     """A connection to the read database that sees what its readers see."""
 
     def __init__(self, arena: Arena, dbname: str) -> None:
@@ -120,7 +125,7 @@ class Native(Contestant):
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
-        self._watcher = _Watcher(self.arena, self.key)
+        self._watcher = Watcher(self.arena, self.key)
         self._psql(f"alter subscription {self.key} enable")
 
     def require_alive(self) -> None:
@@ -162,8 +167,7 @@ class Ours(Contestant):
     def prepare(self) -> None:
         """Let the first start make the slot and the checkpoint over tables that hold the rows."""
         self.arena.create_read_database(self.key)
-        self._folder = tempfile.TemporaryDirectory(prefix="cdc-bench-")
-        self._config.write_text(self._settings())
+        self._configure()
         with self.log_path.open("ab") as log:
             ran = subprocess.run(
                 [*self._command, "--until", "now"],
@@ -174,6 +178,10 @@ class Ours(Contestant):
             )
         if ran.returncode != 0:
             raise BenchError(f"the first start ended with {ran.returncode}: {self._log_end()}")
+
+    def _configure(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="cdc-bench-")
+        self._config.write_text(self._settings())
 
     @property
     def _config(self) -> Path:
@@ -206,7 +214,7 @@ class Ours(Contestant):
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
-        self._watcher = _Watcher(self.arena, self.key)
+        self._watcher = Watcher(self.arena, self.key)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
