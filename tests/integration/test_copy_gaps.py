@@ -55,7 +55,7 @@ class Steps:
         self.session = Session(settings, self.writer, metrics, until=None)
         self.pipeline, _ = self.session._begin(Retry(metrics, threading.Event()))
         self.copying = self.pipeline.copying
-        (self.unit,) = self.session.copies
+        (self.unit,) = self.copying.copies
         copier = self.pipeline.copier
         self.chunks = ChunkReader(
             lambda: connect(write.dsn),
