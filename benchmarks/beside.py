@@ -82,6 +82,8 @@ def _follow(arena: Arena, contestant: Copying, backlog: Backlog) -> tuple[float,
         _wait(lambda: contestant.copied("ticks"), _LONGEST_SECONDS)
         with arena.pgbench_meanwhile(*latency.writer(arena), "-T", str(_LONGEST_SECONDS)):
             first = time.time()
+            if contestant.copied("items"):
+                raise BenchError("the copy was done before the writer began: a larger table")
             _wait(lambda: contestant.copied("items"), _LONGEST_SECONDS)
             last = time.time()
         arena.source.psql(f"insert into {END_TABLE} values (1)", SOURCE_DB)

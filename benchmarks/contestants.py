@@ -167,7 +167,11 @@ class Ours(Contestant):
     def prepare(self) -> None:
         """Let the first start make the slot and the checkpoint over tables that hold the rows."""
         self.arena.create_read_database(self.key)
-        self._configure()
+        self._configure(self.workload.tables)
+        self._run_once()
+
+    def _run_once(self) -> None:
+        """Let it make what it needs, and stop."""
         with self.log_path.open("ab") as log:
             ran = subprocess.run(
                 [*self._command, "--until", "now"],
@@ -179,9 +183,9 @@ class Ours(Contestant):
         if ran.returncode != 0:
             raise BenchError(f"the first start ended with {ran.returncode}: {self._log_end()}")
 
-    def _configure(self) -> None:
+    def _configure(self, tables: Sequence[str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cdc-bench-")
-        self._config.write_text(self._settings())
+        self._config.write_text(self._settings(tables))
 
     @property
     def _config(self) -> Path:
@@ -200,11 +204,11 @@ class Ours(Contestant):
         assert self._process is not None
         return self._process.pid
 
-    def _settings(self) -> str:
+    def _settings(self, tables: Sequence[str]) -> str:
         mirrors = "".join(
             f'[[projection.mirrors]]\nsource = "public.{table}"\n'
             + ("insert_only = true\n" if table in self.workload.keyless else "")
-            for table in (*self.workload.tables, END_TABLE)
+            for table in (*tables, END_TABLE)
         )
         return (
             f'[source]\ndsn = "{self.arena.source.dsn(SOURCE_DB)}"\nslot = "{self.key}"\n'

@@ -93,7 +93,10 @@ class NativeCopy(Native):
 
 
 class OursCopy(Ours):
-    """This daemon's first start, from the start of its process on."""
+    """This daemon, from the start of its process on: its first start, where it streams nothing yet.
+
+    What it copies of several tables is the last; the others it streams already.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +104,11 @@ class OursCopy(Ours):
 
     def prepare(self) -> None:
         self.arena.create_read_database(self.key)
-        self._configure()
+        *streamed, _ = self.workload.tables
+        self._configure(streamed)
+        if streamed:
+            self._run_once()
+        self._config.write_text(self._settings(self.workload.tables))
 
     def copied(self, table: str) -> bool:
         """Tell whether it has copied a table, and streams it."""

@@ -70,9 +70,16 @@ def _family(server: Server) -> list[int]:
 
 def _total(server: Server) -> float:
     """Give the seconds of a server's processes, also of those that have ended."""
+    while True:
+        ended = _ended_seconds(server)
+        total = ended + sum(map(_cpu_seconds, (server.pid, *_family(server))))
+        if _ended_seconds(server) == ended:  # else one ended meanwhile, and may be left out
+            return total
+
+
+def _ended_seconds(server: Server) -> float:
     times = psutil.Process(server.pid).cpu_times()
-    ended = float(times.children_user + times.children_system)
-    return ended + sum(map(_cpu_seconds, (server.pid, *_family(server))))
+    return float(times.children_user + times.children_system)
 
 
 def _cpu_seconds(pid: int) -> float:
