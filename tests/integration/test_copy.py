@@ -22,12 +22,6 @@ ODD = '"Odd % ""name"""'
 MIRROR = [{"source": "public.t"}]
 
 
-def wait_copied(daemon: RunningDaemon, read: Database) -> None:
-    exists = "select to_regclass('cdc_copy') is not null"
-    left = "select count(*) filter (where state <> 'done') = 0 and count(*) > 0 from cdc_copy"
-    daemon.wait_until(lambda: read.value(exists) and read.value(left))
-
-
 def equal(write: Database, read: Database, table: str = "t", target: str | None = None) -> None:
     assert read.texts(target or table) == write.texts(table)
 
@@ -43,7 +37,7 @@ def test_rows_from_before_are_copied(
 ) -> None:
     write.run(TABLE, FILL.format(rows))
     daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into t values (1000000, 'new', 'big')"))
     equal(write, read)
     assert daemon.stop() == 0
@@ -126,7 +120,7 @@ def test_insert_only_tables_are_copied_once(
     mirrors = [{"source": "public.log", "insert_only": True}]
     with writing(write, lambda n: f"insert into log values ({-n}, 'streamed')"):
         daemon = cdc_start(configuration(plugin, mirrors=mirrors))
-        wait_copied(daemon, read)
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into log values (0)"))
     equal(write, read, "log")
 
@@ -146,6 +140,16 @@ def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(
     assert read.value("select count(*) from log") == 0
     cdc_run(chosen)
     equal(write, read, "log")
+
+
+def test_excluded_and_renamed_columns_hold_for_copied_rows(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run(TABLE, FILL.format(1000))
+    mirror = {"source": "public.t", "exclude": ["v"], "rename": {"big": "large"}}
+    cdc_run(configuration(mirrors=[mirror]))
+    assert read.rows("select * from t where id = 7") == [(7, None)]
+    assert read.value("select count(large) + count(*) from t") == 1000
 
 
 def test_masks_hold_for_copied_rows(
@@ -218,7 +222,7 @@ def test_an_application_writes_all_the_while(
     )
     with writing(write, random_write(7)):
         daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
-        wait_copied(daemon, read)
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into t values (99999, 'last', null)"))
     equal(write, read)
 
@@ -230,7 +234,7 @@ def test_a_large_transaction_comes_beside_the_copy(
     daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
     daemon.wait_started()
     write.run("update t set v = v || 'x'", "update t set v = v || 'y' where id % 2 = 0")
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("delete from t where id % 3 = 0"))
     equal(write, read)
 
@@ -248,7 +252,7 @@ def test_rows_that_reference_one_another_are_copied_parents_first(
     chosen = configuration(modules=["family"])
     with writing(write, lambda n: f"insert into a_child values ({-n}, {20000 - n % 20000})"):
         daemon = cdc_start(chosen)
-        wait_copied(daemon, read)
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into parent values (0)"))
     equal(write, read, "a_child", "child_read")
     equal(write, read, "parent", "parent_read")
@@ -390,7 +394,7 @@ def test_a_chunk_waits_for_a_commit_that_is_streamed_before_it_is_visible(
             admin.execute("select pg_reload_conf()")
         thread.join()
         waiting.close()
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     equal(write, read)
 
 
