@@ -95,6 +95,13 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help=f"rows of the table that is copied (default: {copies.ROWS:,}), before --scale",
     )
+    parser.add_argument(
+        "--copy-chunk-bytes",
+        type=int,
+        default=copies.CHUNK_BYTES,
+        metavar="N",
+        help="the daemon's copy.chunk_bytes (default: its own)",
+    )
     parser.add_argument("--no-ceiling", action="store_true", help="leave the ceilings out")
     parser.add_argument("--no-native", action="store_true", help="leave native out (no ratios)")
     parser.add_argument(
@@ -290,9 +297,10 @@ def _copying(
     arguments: argparse.Namespace,
     number: int,
 ) -> list[copies.Copying]:
-    return copies.contestants(
-        place, workload, plugins, f"r{number}", native=not arguments.no_native
+    found = copies.contestants(
+        place, workload, f"r{number}", plugins=plugins, chunk_bytes=arguments.copy_chunk_bytes
     )
+    return found[1:] if arguments.no_native else found
 
 
 def _rows(arguments: argparse.Namespace) -> int:

@@ -159,6 +159,7 @@ class Ours(Contestant):
     """This daemon, as its command starts it."""
 
     plugin: Plugin
+    copying: str = field(default="enabled = false\n", init=False)  # the rows are there already
 
     def __post_init__(self) -> None:
         self.name = f"cdc-{self.plugin}"
@@ -214,7 +215,7 @@ class Ours(Contestant):
             f'[source]\ndsn = "{self.arena.source.dsn(SOURCE_DB)}"\nslot = "{self.key}"\n'
             f'plugin = "{self.plugin}"\npublication = "{self.key}"\n'
             f'[read]\nurl = "{self.arena.read.url(self.key)}"\n'
-            f'[http]\nlisten = "127.0.0.1:0"\n{mirrors}'
+            f'[http]\nlisten = "127.0.0.1:0"\n[copy]\n{self.copying}{mirrors}'
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's

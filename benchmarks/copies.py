@@ -14,8 +14,10 @@ from benchmarks.arena import SOURCE_DB, TEMPLATE_DB, Arena
 from benchmarks.contestants import PUBLICATION, Contestant, Native, Ours, Plugin, Watcher
 from benchmarks.errors import BenchError
 from benchmarks.workloads import INSERT_ITEMS, ITEMS, Backlog, Changes, Workload
+from cdc.settings import CopySettings
 
 ROWS: Final = 5_000_000
+CHUNK_BYTES: Final = CopySettings().chunk_bytes
 _COPIED_BY_NATIVE: Final = """
 select exists (
     select from pg_subscription_rel where srsubstate = 'r' and srrelid = '{table}'::regclass
@@ -92,15 +94,19 @@ class NativeCopy(Native):
         return all(map(self.copied, self.workload.tables))
 
 
+@dataclass
 class OursCopy(Ours):
     """This daemon, from the start of its process on: its first start, where it streams nothing yet.
 
     What it copies of several tables is the last; the others it streams already.
     """
 
+    chunk_bytes: int
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.streams = False
+        self.copying = f"chunk_bytes = {self.chunk_bytes}\n"
 
     def prepare(self) -> None:
         self.arena.create_read_database(self.key)
@@ -133,11 +139,13 @@ Copying = NativeCopy | OursCopy
 
 
 def contestants(
-    arena: Arena, workload: Workload, plugins: Sequence[Plugin], label: str, *, native: bool = True
+    arena: Arena, workload: Workload, label: str, *, plugins: Sequence[Plugin], chunk_bytes: int
 ) -> list[Copying]:
     """Give those that stream beside the copy."""
-    natives = [NativeCopy(arena, workload, label)] if native else []
-    return [*natives, *(OursCopy(arena, workload, label, plugin) for plugin in plugins)]
+    return [
+        NativeCopy(arena, workload, label),
+        *(OursCopy(arena, workload, label, plugin, chunk_bytes) for plugin in plugins),
+    ]
 
 
 @dataclass
