@@ -6,11 +6,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
-import sqlalchemy as sa
-
 from cdc.assemble import Assembler
 from cdc.copier import Copier
-from cdc.copy_state import Copy, Unit
 from cdc.copying import Copying
 from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
@@ -24,7 +21,7 @@ from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
 from cdc.sink import copies
-from cdc.sink.engine import canceller, create_engine, translated
+from cdc.sink.engine import canceller, create_engine
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -115,10 +112,10 @@ class Session:
             former = setup.prepare(read, plan, self._settings, source=source, since=since)
             self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
-            identity, lsn = setup.begin(
+            identity, lsn, stored = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
-            copying = self._settled(read, plan)
+            self._metrics.copies(stored)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -126,7 +123,7 @@ class Session:
             stream = self._new_stream(plan, former, relations, replication)
             nulls = self._start(stream, plan, source, lsn=lsn)
             self.copying = Copying(
-                plan.registry, copying.values(), takes_lines=self._writer.takes_lines
+                plan.registry, stored.values(), takes_lines=self._writer.takes_lines
             )
             return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
@@ -228,17 +225,8 @@ class Session:
             source_stopping=self.source_stopping,
         )
 
-    def _settled(self, read: sa.Connection, plan: setup.Plan) -> dict[Unit, Copy]:
-        name, registry = self._settings.source.slot, plan.registry
-        with translated(), read.begin():
-            stored = copies.load(read, name) or {}
-            missing = [u for u in registry.units() if u not in stored]
-            passes = {u: 1 + registry.shared(u) for u in missing}
-            copies.add(read, name, [Copy(u, passes=passes[u]) for u in missing])
-            copies.forget(read, name, [u for u in stored if u not in registry.units()])
-            return copies.load(read, name) or {}
-
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
+        copy = self._settings.copy
         return Copier(
             registry=plan.registry,
             schema=plan.schema,
@@ -246,8 +234,9 @@ class Session:
             open_source=partial(connect, self._dsn),
             asked=copies.Asked(self._reading, self._settings.source.slot),
             copying=copying,
-            chunk_bytes=2**20,
-            rows_per_second=0,
+            metrics=self._metrics,
+            chunk_bytes=copy.chunk_bytes,
+            rows_per_second=copy.max_rows_per_second,
         )
 
     def _relations(self, plan: setup.Plan, former: Former) -> Relations:
