@@ -12,7 +12,7 @@ from benchmarks.arena import Arena
 from benchmarks.contestants import Contestant
 from benchmarks.errors import BenchError
 from benchmarks.workloads import Backlog
-from cdc.servers import Server, process
+from cdc.servers import Server
 
 _POLL_SECONDS: Final = 0.01
 _LONGEST_SECONDS: Final = 1800.0
@@ -65,7 +65,8 @@ class Cpu:
 
 
 def _family(server: Server) -> list[int]:
-    return process.children(server.pid)
+    """Give the server's processes, also those that have ended and wait to be counted by it."""
+    return [child.pid for child in psutil.Process(server.pid).children()]
 
 
 def _total(server: Server) -> float:
