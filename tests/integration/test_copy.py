@@ -358,6 +358,17 @@ def test_a_projector_that_was_taken_out_and_comes_back_is_copied_again(
     equal(write, read, "u")
 
 
+def test_a_first_copy_into_a_table_that_holds_rows_says_so(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    """Of a mirror with a key that every database orders alike, what the source has not goes."""
+    write.run("create table t (id bigint primary key, v text, big text)", FILL.format(10))
+    read.run("create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)")
+    ran = cdc_run(configuration(mirrors=MIRROR))
+    assert "has rows already" in ran.stderr
+    equal(write, read)
+
+
 def test_nothing_is_copied_where_that_is_turned_off(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
