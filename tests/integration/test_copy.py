@@ -76,6 +76,18 @@ def test_a_table_with_this_type_of_key_is_copied(
     equal(write, read)
 
 
+def test_a_key_whose_columns_are_declared_in_another_order_is_copied(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    """The read table has its key's columns in the order of the table's, not of the key's."""
+    write.run(
+        "create table t (id int, v text, tenant int, primary key (tenant, id))",
+        "insert into t select i, repeat('v', 40), i % 7 from generate_series(1, 6000) i",
+    )
+    cdc_run(configuration(mirrors=MIRROR).with_(copy=SMALL))
+    equal(write, read)
+
+
 def test_every_kind_of_table_is_copied(
     write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
 ) -> None:
