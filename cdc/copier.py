@@ -134,7 +134,7 @@ class Copier:
             self._wait(outstanding=_AHEAD)
             began = time.monotonic()
             opened = self._open(reader, copy.unit.source)
-            page = reader.read(after=after, rows=self._rows(size))
+            page = reader.read(after=after, rows=self._rows(size), most_bytes=size.most_bytes)
             chunk = self._chunk(copy, reader, opened, page)
             chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
             self._offer(chunk)
@@ -145,12 +145,12 @@ class Copier:
 
     def _rows(self, size: ChunkSize) -> int:
         """Choose how many rows to read; fewer while changes are streamed, which wait for them."""
-        return size.rows // _SMALLER if self.copying.take_streamed() else size.rows
+        return max(1, size.rows // _SMALLER) if self.copying.take_streamed() else size.rows
 
     def _copy_again(self, reader: ChunkReader, unit: Unit) -> None:
         """Read rows once more of which an update did not send all."""
         copy = self.copying.copies[unit]
-        if not copy.due or not copy.again or copy.reached is None:
+        if not copy.due or not copy.again:
             return
         keys = copy.again[:_AGAIN_AT_ONCE]
         opened = self._open(reader, unit.source)

@@ -88,6 +88,25 @@ def test_a_key_whose_columns_are_declared_in_another_order_is_copied(
     equal(write, read)
 
 
+def test_the_copy_of_a_table_that_has_become_empty_ends(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start
+) -> None:
+    """A row that is to be read once more, and is no longer there, has no chunk to come after."""
+    write.run(
+        "create table a (id int primary key)", "insert into a select generate_series(1, 3000)"
+    )
+    write.run(TABLE, "alter table t alter big set storage external")
+    mirrors = [{"source": "public.a"}, {"source": "public.t"}]
+    daemon = cdc_start(configuration(mirrors=mirrors).with_(copy={"max_rows_per_second": 500}))
+    daemon.wait_until(lambda: read.value("select to_regclass('a') is not null"))
+    daemon.wait_until(lambda: read.rows("select 1 from a"))
+    write.run("insert into t values (1, 'v', repeat('b', 9000))", "update t set id = 2")
+    write.run("delete from t")
+    daemon.wait_until(daemon.copied)
+    equal(write, read)
+    assert daemon.stop() == 0
+
+
 def test_every_kind_of_table_is_copied(
     write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
 ) -> None:
@@ -375,7 +394,9 @@ def test_a_first_copy_into_a_table_that_holds_rows_says_so(
 ) -> None:
     """Of a mirror with a key that every database orders alike, what the source has not goes."""
     write.run("create table t (id bigint primary key, v text, big text)", FILL.format(10))
-    read.run("create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)")
+    read.run(
+        "create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)"
+    )
     ran = cdc_run(configuration(mirrors=MIRROR))
     assert "has rows already" in ran.stderr
     equal(write, read)
