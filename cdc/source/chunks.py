@@ -266,7 +266,7 @@ class ChunkReader:
         return tuple(str(value) for value in self.relation.key_of(values))
 
     def _copied(self, query: sql.Composed, most_bytes: int) -> Piece:
-        """Give the rows of a query; where they take so many bytes, leave the rest and disconnect."""
+        """Give the rows of a query; where they take too many bytes, disconnect from the rest."""
         piece = next(self._pieces(query, most_bytes), Piece(b"", 0, b""))
         if len(piece.text) >= most_bytes:
             self.close()
