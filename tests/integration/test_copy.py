@@ -157,6 +157,17 @@ def test_insert_only_tables_are_copied_once(
     equal(write, read, "log")
 
 
+def test_a_transaction_that_reads_a_whole_table_may_idle(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run(TABLE, FILL.format(50_000))
+    name = write.value("select quote_ident(current_database())")
+    write.run(f"alter database {name} set idle_in_transaction_session_timeout = '1ms'")
+    mirrors = [{"source": "public.t", "insert_only": True}]
+    cdc_run(configuration(mirrors=mirrors).with_(copy=SMALL))
+    assert read.value("select count(*) from t") == 50_000
+
+
 def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(
     write: Database, read: Database, configuration: Configure, cdc_start: Start, cdc_run: Run
 ) -> None:
