@@ -255,7 +255,7 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     )
     if not chunk.keys:
         copy = replace(copy, reached=chunk.last or copy.reached)
-    if not (chunk.ends or chunk.keys) or copy.again:
+    if not chunk.ends or copy.again:
         return copy
     if copy.passes > 1:
         return replace(copy, passes=copy.passes - 1, reached=None)

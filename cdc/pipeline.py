@@ -30,6 +30,7 @@ _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
+_MAKES_WAY_BYTES: Final = 1024**2
 _SOME_FRAMES: Final = range(64, 1500)
 _GATHER_SECONDS: Final = 0.002
 
@@ -195,13 +196,17 @@ class Pipeline:
                 break
             if item is not None:
                 self._add(item, batch)
-            full = self._is_full(batch)
+            full = self._is_full(batch) or self._makes_way(batch)
             if full or (item is None and batch.can_commit):
                 batch = self._handed_over(batch)
             if full or item is None:  # it is the turn of what was there before
                 for part in self.copying.placed(batch):
                     batch = self._handed_over(part)
         self.exchange.end()
+
+    def _makes_way(self, batch: Batch) -> bool:
+        """Tell whether a batch is large enough for a chunk that waits for its place behind it."""
+        return batch.size >= _MAKES_WAY_BYTES and self.copying.ready(batch)
 
     def _add(self, item: Item, batch: Batch) -> None:
         match item:
@@ -220,7 +225,7 @@ class Pipeline:
         """Give the writer a batch; begin the next."""
         batch.effect.seal()
         self.exchange.hand_over(batch)
-        return Batch()
+        return Batch(continues=not batch.complete)
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes

@@ -238,6 +238,7 @@ class Batch:
     copies: dict[Unit, Copy] = field(default_factory=dict)
     copied: Counter[TableName] = field(default_factory=Counter)
     unfinished: bool = False
+    continues: bool = False
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
@@ -323,9 +324,12 @@ class Batch:
     def complete(self) -> bool:
         """Tell whether it ends on a commit: only then may its checkpoint be stored.
 
-        `unfinished` tells of one that more copied rows belong to.
+        `unfinished` tells of one that more copied rows belong to, `continues` of one that began
+        inside a transaction.
         """
-        return not self.unfinished and (not self.transactions or self.transactions[-1].ends)
+        if self.unfinished:
+            return False
+        return self.transactions[-1].ends if self.transactions else not self.continues
 
     @property
     def commit_time(self) -> datetime | None:
