@@ -1,0 +1,123 @@
+"""Checks: what the read tables should hold of some source rows, as of a point of the stream."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from cdc.copy_state import Key, Unit
+from cdc.operation import Delete, Operation, Shape, Update, Upsert
+from cdc.projection.batch import NetEffect
+from cdc.projection.lines import BulkPlan
+from cdc.verify_state import Ledger, Verification
+
+Kind = type[Upsert] | type[Update] | type[Delete]
+
+
+class Expected(NamedTuple):
+    """Read rows of one kind: with these values, these values if they exist, or not there at all.
+
+    The values are in `rows`, or encoded as `cdc.lines` does in `text`. `exists` tells that there is
+    a row with each of the keys, whatever it holds.
+    """
+
+    kind: Kind
+    shape: Shape
+    rows: Sequence[tuple[Any, ...]]
+    exists: bool
+    text: bytes = b""
+
+
+def expected_of(operations: Iterable[Operation], *, partial: bool = False) -> list[Expected]:
+    """Give what operations come to; `partial`: of rows that exist and are not wholly known."""
+    effect = NetEffect()
+    for operation in operations:
+        effect.add(operation)
+    found: list[Expected] = []
+    later: dict[sa.Table, set[Any]] = {}
+    for segment in reversed(effect.segments):
+        for table, effects in segment.items():
+            done = later.setdefault(table, set())
+            writes = [w for key, w in effects.writes.items() if key not in done]
+            found += _grouped(writes, partial=partial)
+            kept = effects.writes.keys() | done
+            found += _grouped([d for key, d in effects.deletes.items() if key not in kept])
+            done |= effects.writes.keys() | effects.deletes.keys()
+    return found
+
+
+def _grouped(
+    operations: Iterable[Upsert | Update | Delete], *, partial: bool = False
+) -> Iterator[Expected]:
+    rows: dict[tuple[Kind, Shape], list[tuple[Any, ...]]] = {}
+    for operation in operations:
+        rows.setdefault((type(operation), operation.shape), []).append(operation.values)
+    for (kind, shape), of_shape in rows.items():
+        yield Expected(kind, shape, of_shape, exists=kind is Upsert or (partial and kind is Update))
+
+
+class Range(NamedTuple):
+    """The rows of a read table with keys after `after` up to `last`.
+
+    None is where the table begins, or ends.
+    """
+
+    table: sa.Table
+    after: Key | None
+    last: Key | None
+
+
+class Checksum(NamedTuple):
+    """How many rows there should be, and the sum of their hashes (`cdc.row_hash`)."""
+
+    plan: BulkPlan
+    count: int
+    total: int
+
+
+class Walk:
+    """A walk over all source rows of some units: what no row leads to is extra in the end.
+
+    `begun` tells that a connection has begun to note keys; `lost`, that they went with it.
+    """
+
+    def __init__(self, tables: Iterable[sa.Table]) -> None:
+        self.tables = frozenset(tables)
+        self.begun = False
+        self.lost = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Check:
+    """A step of a verification, to be compared with the read tables at its point of the stream.
+
+    `after` is how far the unit has to be by then, and `last` how far it is afterwards. `count` and
+    `skipped` are source rows compared and left out. Nothing but the rows expected may be in
+    `within`. `walk` notes the keys of the rows expected; of `judged` tables, each with the unit
+    that answers for it, all the rest is extra. `finishes` are units that are done with it.
+    `results` are set when it has been worked out: none, where it came to nothing.
+    """
+
+    ledger: Ledger
+    unit: Unit
+    asked: int
+    after: Key | None
+    last: Key | None = None
+    count: int = 0
+    skipped: int = 0
+    estimate: int | None = None
+    expected: Sequence[Expected] = ()
+    within: Range | None = None
+    checksum: Checksum | None = None
+    walk: Walk | None = None
+    judged: Sequence[tuple[sa.Table, Unit]] = ()
+    finishes: Sequence[Unit] = ()
+    note: str | None = None
+    results: list[Verification] | None = field(default=None, init=False)
+
+    def committed(self) -> None:
+        """Note that the commit it was in took effect."""
+        for verification in self.results or ():
+            self.ledger.take(verification)
+        self.ledger.release(fruitless=not self.results)
