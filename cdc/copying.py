@@ -57,6 +57,11 @@ class Copying:
         with self._changed:
             return dict(self._copies)
 
+    @property
+    def due(self) -> bool:
+        """Tell whether something is left to be copied."""
+        return any(copy.due for copy in self._copies.values())
+
     def ask(self, copy: Copy) -> None:
         """Begin a copy anew that somebody asked for."""
         with self._changed:
@@ -78,7 +83,7 @@ class Copying:
     def note(self, item: Transaction | Bulk, batch: Batch) -> None:
         """Take note of what the stream brought, as it is added to a batch."""
         self.window.note(item)
-        if any(copy.due for copy in self._copies.values()):
+        if self.due:
             for transaction in item.transactions if isinstance(item, Bulk) else (item,):
                 for change in transaction.changes:
                     if isinstance(change, Updated) and change.partial:

@@ -24,6 +24,7 @@ from cdc.session import Interrupted, Session
 from cdc.settings import Settings
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
+from cdc.snapshot import Snapshot
 from cdc.source import slot
 from cdc.source.connection import Connection, connect
 
@@ -135,6 +136,7 @@ class Daemon:
             try:
                 connection = connection or connect(dsn)
                 self._metrics.lag.sampled(slot.current_lsn(connection), now=time.time())
+                self._settle(slot.current_snapshot(connection))
                 self._refuse_replaced_tables(connection)
             except CdcError:  # the session says what is wrong, and retries
                 self._session.source_stopping.set()
@@ -143,6 +145,12 @@ class Daemon:
                 connection = None
         if connection is not None:
             connection.close()
+
+    def _settle(self, snapshot: Snapshot) -> None:
+        """Let the copies forget transactions that every later snapshot sees."""
+        copying = self._session.copying
+        if copying is not None:
+            copying.window.settle(snapshot)
 
     def _refuse_replaced_tables(self, connection: Connection) -> None:
         """Stop where a table was dropped, renamed or replaced: its changes go unseen."""
@@ -159,7 +167,9 @@ class Daemon:
 
     def _stop_at_target(self) -> None:
         target, checkpoint = self._session.target, self._writer.checkpoint
-        if target is not None and checkpoint is not None and checkpoint >= target:
+        copying = self._session.copying
+        copied = copying is not None and not copying.due
+        if target is not None and checkpoint is not None and checkpoint >= target and copied:
             self._stop_for(f"reached {target}")
 
     def _routes(self) -> dict[str, Any]:

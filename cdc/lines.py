@@ -6,7 +6,7 @@ can be cut out of what the plugins send.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from cdc.values import Text
@@ -59,6 +59,47 @@ def _has_empty(text: str) -> bool:
     return not text or around.strip("\t\n") != around or bool(_EMPTY.search(text))
 
 
+def decode(text: bytes) -> list[tuple[Text, ...]]:
+    """Decode whole lines, each with its end: the inverse of `encode_all`.
+
+    Lines are split at once, and looked at one by one only where something is quoted.
+    """
+    lines = text.decode().removesuffix("\n")
+    if not text:
+        return []
+    if "\x01" in lines:
+        return [_values(line) for line in _whole(lines.split("\n"), "\n")]
+    if _has_empty(lines):
+        return [tuple([value or None for value in line.split("\t")]) for line in lines.split("\n")]
+    return [tuple(line.split("\t")) for line in lines.split("\n")]
+
+
+def _values(line: str) -> tuple[Text, ...]:
+    values = line.split("\t")
+    if "\x01" not in line:
+        return tuple([value or None for value in values])
+    return tuple([_unquoted(value) if value else None for value in _whole(values, "\t")])
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1].replace("\x01\x01", "\x01") if value[0] == "\x01" else value
+
+
+def _whole(parts: Iterable[str], separator: str) -> Iterator[str]:
+    """Join parts again that were split inside of quotes, where a part has an odd number of them."""
+    begun: list[str] = []
+    for part in parts:
+        if part.count("\x01") % 2:
+            begun.append(part)
+            if len(begun) > 1:
+                yield separator.join(begun)
+                begun = []
+        elif begun:
+            begun.append(part)
+        else:
+            yield part
+
+
 def joined(rows: Iterable[bytes]) -> bytes:
     """Join encoded rows, at least one, into what COPY is sent."""
     return b"\n".join(rows) + b"\n"
@@ -75,31 +116,3 @@ def _field(value: Text) -> str:
     if text and not _SPECIAL.search(text) and text != _END:
         return text
     return "\x01" + text.replace("\x01", "\x01\x01") + "\x01"
-
-
-def decode(text: bytes) -> list[tuple[Text, ...]]:
-    """Read encoded rows."""
-    decoded = text.decode()
-    if "\x01" not in decoded:
-        return [tuple([v or None for v in line.split("\t")]) for line in decoded.split("\n")[:-1]]
-    rows, row, at = [], [], 0
-    while at < len(decoded):
-        if decoded[at] == "\x01":
-            end = at + 1
-            while True:
-                end = decoded.index("\x01", end)
-                if decoded[end + 1 : end + 2] == "\x01":
-                    end += 2
-                    continue
-                break
-            row.append(decoded[at + 1 : end].replace("\x01\x01", "\x01"))
-            at = end + 1
-        else:
-            end = min(i for i in (decoded.find("\t", at), decoded.find("\n", at)) if i >= 0)
-            row.append(decoded[at:end] or None)
-            at = end
-        if decoded[at] == "\n":
-            rows.append(tuple(row))
-            row = []
-        at += 1
-    return rows

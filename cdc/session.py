@@ -66,7 +66,7 @@ class Session:
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
         self._rows: CurrentRows | None = None
-        self.copies: dict[Unit, Copy] = {}
+        self.copying: Copying | None = None
 
     def hold(self, retry: Retry) -> None:
         """Stream until stopped; raise Interrupted where it ended in a way that passes.
@@ -118,13 +118,16 @@ class Session:
             identity, lsn = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
-            self.copies = self._settled(read, plan)
+            copies = self._settled(read, plan)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
             relations = self._relations(plan, former)
             stream = self._new_stream(plan, former, relations, replication)
             nulls = self._start(stream, plan, source, lsn=lsn)
+            self.copying = Copying(
+                plan.registry, copies.values(), takes_lines=self._writer.takes_lines
+            )
             return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
     @contextmanager
@@ -198,8 +201,8 @@ class Session:
         assert self.stream is not None  # noqa: S101  it was started
         settings = self._settings
         self.exchange = Exchange(settings.source.queue_bytes)
-        copying = self._copying(plan)
-        copier = self._copier(plan, relations, copying)
+        assert self.copying is not None  # noqa: S101  likewise
+        copier = self._copier(plan, relations, self.copying)
         bulk = plan.registry.in_bulk if self._writer.takes_lines else frozenset()
         decoder: Decoder
         if settings.source.plugin == "wal2json":
@@ -213,7 +216,7 @@ class Session:
                 decoder, Assembler(lsn, piece_bytes=_PIECE_BYTES), piece_bytes=_PIECE_BYTES
             ),
             exchange=self.exchange,
-            copying=copying,
+            copying=self.copying,
             copier=copier,
             writer=self._writer,
             metrics=self._metrics,
@@ -239,13 +242,6 @@ class Session:
         engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
         with closing(connect_read(engine)) as read, translated():
             return copies.load(read, self._settings.source.slot) or {}
-
-    def _copying(self, plan: setup.Plan) -> Copying:
-        return Copying(
-            plan.registry,
-            self.copies.values(),
-            takes_lines=self._writer.takes_lines,
-        )
 
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
         return Copier(

@@ -1,31 +1,88 @@
-"""Read chunks of a source table by key."""
+"""Read chunks of a source table, each in a snapshot of its own."""
 
+import select
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
 
+import psycopg
 from psycopg import sql
+from psycopg.pq import ExecStatus
 
 from cdc import lines
 from cdc.change import Relation
 from cdc.copy_state import Key
+from cdc.errors import CatalogOutdated, CdcError, SourceRefused
 from cdc.lsn import Lsn
 from cdc.schema import SourceTable
 from cdc.snapshot import Snapshot
-from cdc.source.connection import Connection, translated
+from cdc.source.connection import Connection, source_error, translated
+from cdc.source.key_order import KeyOrder
 
-_BEGIN: Final = (
-    "begin isolation level repeatable read",
-    "set local row_security = off",
-    "set local search_path = pg_catalog",
-    "set local enable_seqscan = off",
-    "set local enable_bitmapscan = off",
-    "set local enable_sort = off",
+# Rows must not be hidden, and are printed as the walsender prints them. Whatever the statistics
+# say, rows are found by the key's index and come in its order: every plan that reads the whole
+# table, or sorts, would do so again for each chunk.
+_SESSION: Final = """
+set row_security = off;
+set search_path = pg_catalog;
+set enable_seqscan = off;
+set enable_bitmapscan = off;
+set enable_sort = off;
+set enable_incremental_sort = off;
+set enable_hashjoin = off;
+set enable_mergejoin = off;
+set max_parallel_workers_per_gather = 0;
+set jit = off
+"""
+# The lock comes before the snapshot: one from before a table was written anew sees it empty
+# (Postgres documentation, MVCC "Caveats").
+_BEGIN: Final = """
+begin isolation level repeatable read;
+set local synchronous_commit = local;
+lock table {table} in access share mode
+"""
+# With the lock held, the columns stay as they are.
+_SEEN: Final = """
+select pg_current_snapshot()::text,
+       array_agg(a.attname::text), array_agg(a.atttypid::bigint), array_agg(a.atttypmod)
+from pg_attribute a where a.attrelid = %s and a.attnum > 0 and not a.attisdropped
+"""
+_WHOLE: Final = "set local enable_seqscan = on"
+_MARK: Final = "select pg_logical_emit_message(true, 'cdc', 'chunk') - '0/0'::pg_lsn"
+_HIDDEN: Final = "select row_security_active(%s::oid)"
+_EMPTY: Final = """
+select pg_relation_size(root) + coalesce(sum(pg_relation_size(relid)), 0) = 0
+from (select %s::oid) r(root) left join pg_partition_tree(root) on true
+group by root
+"""
+_GONE: Final = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidTextRepresentation,
 )
-_ORDERED: Final = {"smallint", "integer", "bigint", "uuid", "date", "oid", "numeric", "bytea",
-    "timestamp without time zone", "timestamp with time zone"}
+# smallint, integer, bigint, oid; boolean, bytea, uuid, numeric; date, time, timestamp, timestamptz
+_EVERYWHERE: Final = frozenset(
+    (21, 23, 20, 26, 16, 17, 2950, 1700, 1082, 1083, 1114, 1184)
+)  # fmt: skip
+
+_FEWEST_ROWS: Final = 100
+_FIRST_ROWS: Final = 1_000
+_MOST_ROWS: Final = 50_000
+_SLOW_SECONDS: Final = 1.0
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows as `cdc.lines` encodes them, how many, and the key of the last.
+
+    `ends` tells that no rows came after them.
+    """
+
     text: bytes
     count: int
     last: Key | None
@@ -33,99 +90,229 @@ class Page(NamedTuple):
 
 
 class ChunkSize:
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self.rows = 1000
+    """How many rows to read next: about so many bytes, and not for long."""
+
+    def __init__(self, target_bytes: int = 2**20) -> None:
+        self._target = target_bytes
+        self.rows = _FIRST_ROWS
 
     def learn(self, page: Page, *, seconds: float) -> None:
-        if page.count:
-            width = len(page.text) / page.count
-            self.rows = int(min(50_000, max(100, self._target / width)))
+        """Take into account how wide a page's rows were, and how long it took to read."""
+        if not page.count:
+            return
+        fitting = self._target * page.count // max(1, len(page.text))
+        if seconds > _SLOW_SECONDS:
+            fitting = min(fitting, self.rows // 2)
+        self.rows = max(_FEWEST_ROWS, min(_MOST_ROWS, fitting))
 
 
 class ChunkReader:
-    def __init__(self, open_: Callable[[], Connection], table: SourceTable, relation: Relation) -> None:
+    """Read a table on a connection of its own, which is opened when first needed.
+
+    One thread uses it; any may `cancel`. Methods raise a SourceError, or CatalogOutdated where the
+    table is no longer as the catalog described it. After an error it must be closed.
+    """
+
+    def __init__(
+        self, open_: Callable[[], Connection], table: SourceTable, relation: Relation
+    ) -> None:
+        self.relation = relation
         self._open = open_
         self._table = table
-        self.relation = relation
         self._connection: Connection | None = None
-        types = {c.name: c.type_sql for c in table.columns}
-        self._key_types = [types[name] for name in relation.key]
-        self.ordered = bool(relation.key) and all(t in _ORDERED for t in self._key_types)
+        self._order: KeyOrder | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Tell whether every database puts the keys into the same order."""
+        columns = (self.relation.columns[n] for n in self.relation.key_positions)
+        return bool(self.relation.key) and all(c.decoded_as in _EVERYWHERE for c in columns)
+
+    def begin(self) -> Snapshot:
+        """Begin a transaction; give the snapshot that everything in it is read from."""
+        with self._described():
+            connection = self._opened()
+            connection.execute(sql.SQL(_BEGIN).format(table=self._from))
+            row = connection.execute(_SEEN, [self._table.oid]).fetchone()
+        assert row is not None  # noqa: S101  an aggregate gives one row
+        snapshot, *columns = row
+        self._compare(*(values or [] for values in columns))
+        return Snapshot.parse(snapshot)
+
+    def _compare(self, names: list[str], types: list[int], typmods: list[int]) -> None:
+        """Refuse a table whose columns are no longer those of the catalog."""
+        now = dict(zip(names, zip(types, typmods, strict=True), strict=True))
+        for column in self._table.columns:
+            if now.get(column.name) != (column.type_oid, column.typmod):
+                raise CatalogOutdated(
+                    f"column {column.name} of table {self._table.name} changed since the catalog "
+                    "was read"
+                )
+
+    def read(self, *, after: Key | None, rows: int) -> Page:
+        """Read the next rows after a key, or the first ones, in the key's order."""
+        with self._described():
+            order = self._key_order()
+            after_it = sql.SQL("where {}").format(order.after(after)) if after else sql.SQL("")
+            statement = sql.SQL("{} {} order by {} limit {}").format(
+                self._select, after_it, order.by, sql.Literal(rows)
+            )
+            parts = list(self._copied(statement))
+        last = self._key_of(parts[-1]) if parts else None
+        return Page(b"".join(parts), len(parts), last, len(parts) < rows)
+
+    def read_keys(self, keys: Sequence[Key]) -> Page:
+        """Read the rows that have these keys, in no order; `last` and `ends` tell nothing."""
+        if not keys:
+            return Page(b"", 0, None, ends=False)
+        with self._described():
+            among = self._key_order().among(keys)
+            parts = list(self._copied(sql.SQL("{} join {}").format(self._select, among)))
+        return Page(b"".join(parts), len(parts), None, ends=False)
+
+    def read_all(self, size: int) -> Iterator[tuple[bytes, int]]:
+        """Read the whole table, in no order: pieces of about so many bytes, and their rows.
+
+        Nothing else may be asked of the reader until they are exhausted, but to be closed.
+        """
+        parts: list[Any] = []
+        length = 0
+        with self._described():
+            self._opened().execute(_WHOLE)
+            for part in self._copied(self._select):
+                parts.append(part)
+                length += len(part)
+                if length >= size:
+                    yield b"".join(parts), len(parts)
+                    parts, length = [], 0
+        if parts:
+            yield b"".join(parts), len(parts)
+
+    def mark(self) -> Lsn:
+        """Write the watermark into the WAL, commit, and give its position.
+
+        It does not wait for a standby: the stream brings what the snapshot saw before it.
+        """
+        with translated():
+            connection = self._opened()
+            row = connection.execute(_MARK).fetchone()
+            connection.execute("commit")
+        return Lsn(row[0] if row else 0)
+
+    def rollback(self) -> None:
+        """End the transaction without a watermark."""
+        with translated():
+            self._opened().execute("rollback")
+
+    def estimate(self) -> int:
+        """Guess how many rows the table has, as the planner does: by its size, at no cost."""
+        with self._described():
+            connection = self._opened()
+            row = connection.execute(_EMPTY, [self._table.oid]).fetchone()
+            if row and row[0]:
+                return 0
+            explain = sql.SQL("explain (format json) {}").format(self._select)
+            row = connection.execute(explain).fetchone()
+        return int(row[0][0]["Plan"]["Plan Rows"]) if row else 0
+
+    def cancel(self) -> None:
+        """End what the write database is doing for the reader, from any thread; never raise."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=2)
+
+    def close(self) -> None:
+        """Disconnect, which rolls back; never raise."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
 
     def _opened(self) -> Connection:
         if self._connection is None:
             self._connection = self._open()
+            self._connection.execute(_SESSION)
         return self._connection
 
-    def begin(self) -> Snapshot:
-        with translated():
-            for statement in _BEGIN:
-                self._opened().execute(statement)
-            row = self._opened().execute("select pg_current_snapshot()::text").fetchone()
-        return Snapshot.parse(row[0])
+    def _key_order(self) -> KeyOrder:
+        if self._order is None:
+            self._order = KeyOrder.read(self._opened(), self._table)
+        return self._order
 
+    @property
+    def _from(self) -> sql.Composed:
+        """Name the table: its partitions are read with it, what inherits from it is not."""
+        return sql.SQL("{}{}").format(
+            sql.SQL("" if self._table.partitioned else "only "), sql.Identifier(*self._table.name)
+        )
+
+    @property
     def _select(self) -> sql.Composed:
-        return sql.SQL("select {} from {} {}").format(
-            sql.SQL(", ").join(map(sql.Identifier, self.relation.names)),
-            sql.SQL("" if self._table.partitioned else "only"),
-            sql.Identifier(*self._table.name))
+        names = [sql.Identifier("t", name) for name in self.relation.names]
+        return sql.SQL("select {} from {} t").format(sql.SQL(", ").join(names), self._from)
 
-    def _key(self) -> sql.Composed:
-        return sql.SQL(", ").join(map(sql.Identifier, self.relation.key))
+    def _key_of(self, line: bytes | memoryview) -> Key:
+        (values,) = lines.decode(bytes(line))
+        return tuple(str(value) for value in self.relation.key_of(values))
 
-    def _values(self, key: Key) -> sql.Composed:
-        return sql.SQL(", ").join(
-            sql.SQL("{}::{}").format(sql.Literal(v), sql.SQL(t)) for v, t in zip(key, self._key_types, strict=True))
+    def _copied(self, query: sql.Composed) -> Iterator[memoryview]:
+        """Give the rows of a query, each a line.
 
-    def read(self, *, after: Key | None, rows: int) -> Page:
-        where = sql.SQL("") if after is None else sql.SQL("where ({}) > ({})").format(self._key(), self._values(after))
-        statement = sql.SQL("{} {} order by {} limit {}").format(self._select(), where, self._key(), sql.Literal(rows))
-        text, count = self._copy(statement)
-        last = self.relation.key_of(lines.decode(text)[-1]) if count else None
-        return Page(text, count, last, count < rows)
+        The server sends each row as one message (Postgres documentation, Message Formats,
+        CopyData). psycopg's own iteration goes through its generators for each one.
+        """
+        connection = self._opened()
+        copy = sql.SQL("copy ({}) to stdout {}").format(query, sql.SQL(lines.OPTIONS))
+        pgconn = connection.pgconn
+        began = pgconn.exec_(copy.as_bytes(connection))
+        if began.status != ExecStatus.COPY_OUT:
+            raise psycopg.errors.error_from_result(began)
+        get = pgconn.get_copy_data
+        while True:
+            count, line = get(1)
+            if count > 0:
+                yield line
+            elif count < 0:
+                break
+            else:
+                select.select([pgconn.socket], [], [])
+                pgconn.consume_input()
+        while (ended := pgconn.get_result()) is not None:
+            if ended.status != ExecStatus.COMMAND_OK:
+                raise psycopg.errors.error_from_result(ended)
 
-    def read_keys(self, keys: Sequence[Key]) -> Page:
-        values = sql.SQL(", ").join(sql.SQL("({})").format(self._values(k)) for k in keys)
-        text, count = self._copy(sql.SQL("{} where ({}) in ({})").format(self._select(), self._key(), values))
-        return Page(text, count, None, False)
+    @contextmanager
+    def _described(self) -> Iterator[None]:
+        """Say what errors mean for a table that the catalog described."""
+        try:
+            yield
+        except _GONE as error:
+            raise CatalogOutdated(
+                f"table {self._table.name} changed since the catalog was read ({error.sqlstate})"
+            ) from None
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise self._refused(error) from None
+        except psycopg.Error as error:
+            raise source_error(error) from None
 
-    def read_all(self, size: int) -> Iterator[tuple[bytes, int]]:
-        parts, count, total = [], 0, 0
-        with translated(), self._opened().cursor() as cursor, cursor.copy(
-            sql.SQL("copy ({}) to stdout {}").format(self._select(), sql.SQL(lines.OPTIONS))) as copy:
-            for part in copy:
-                parts.append(bytes(part)); count += 1; total += len(part)
-                if total > size:
-                    yield b"".join(parts), count
-                    parts, count, total = [], 0, 0
-        if parts:
-            yield b"".join(parts), count
+    def _refused(self, error: psycopg.Error) -> CdcError:
+        """Say what the role lacks to read the table whole."""
+        role, name = sql.Identifier(self._opened().info.user).as_string(), self._table.name
+        schema = sql.Identifier(name.schema).as_string()
+        message = f"write database: the role {role} may not read table {name}"
+        if self._hides_rows():
+            return SourceRefused(
+                f"{message} whole: row-level security hides rows from it ({error.sqlstate})",
+                hint=f"alter role {role} bypassrls",
+            )
+        return SourceRefused(
+            f"{message} ({error.sqlstate})",
+            hint=f"grant usage on schema {schema} to {role}; grant select on {name.sql} to {role}",
+        )
 
-    def _copy(self, statement: sql.Composed) -> tuple[bytes, int]:
-        with translated(), self._opened().cursor() as cursor, cursor.copy(
-            sql.SQL("copy ({}) to stdout {}").format(statement, sql.SQL(lines.OPTIONS))) as copy:
-            parts = [bytes(part) for part in copy]
-        return b"".join(parts), len(parts)
-
-    def mark(self) -> Lsn:
-        with translated():
-            self._opened().execute("set local synchronous_commit = local")
-            row = self._opened().execute("select pg_logical_emit_message(true, 'cdc', 'chunk') - '0/0'::pg_lsn").fetchone()
-            self._opened().execute("commit")
-        return Lsn(row[0])
-
-    def rollback(self) -> None:
+    def _hides_rows(self) -> bool:
         with translated():
             self._opened().execute("rollback")
-
-    def estimate(self) -> int | None:
-        return None
-
-    def cancel(self) -> None:
-        if self._connection is not None:
-            self._connection.cancel_safe(timeout=2)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+            row = self._opened().execute(_HIDDEN, [self._table.oid]).fetchone()
+        return bool(row and row[0])

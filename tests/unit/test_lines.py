@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cdc.lines import encode, encode_all, joined
+from cdc.lines import decode, encode, encode_all, joined
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
 SPECIAL = st.text(st.sampled_from('\\\t\n\r\x01N.ab\b\v"'), max_size=5)
@@ -61,3 +61,24 @@ def test_rows_encoded_together_are_those_encoded_alone(rows: list[list[str | Non
 @given(ROW)
 def test_no_line_ends_the_data(row: list[str | None]) -> None:
     assert encode(row) != b"\\."
+
+
+ROWS = st.integers(1, 3).flatmap(
+    lambda width: st.lists(st.lists(VALUE, min_size=width, max_size=width), min_size=1, max_size=4)
+)
+
+
+@given(ROWS)
+@example([["a", "b"]])
+@example([["a", None]])
+@example([[None]])
+@example([[""], [None]])
+@example([["\n"], ["\t\n\x01\t"]])
+@example([["\x01\n", "\x01"], ["\t", None]])
+@example([["a\n\nb", "\x01\x01"], ["\\.", ""]])
+def test_rows_are_decoded_as_they_were_encoded(rows: list[list[str | None]]) -> None:
+    assert decode(encode_all(rows)) == [tuple(row) for row in rows]
+
+
+def test_no_text_holds_no_rows() -> None:
+    assert decode(b"") == []

@@ -1,0 +1,341 @@
+"""Whatever happens to a row in whichever gap of a chunk's life, the read row is right afterwards.
+
+The threads of the pipeline are stepped through by hand: each gap comes about for certain.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc.assemble import Transaction
+from cdc.chunk import Chunk
+from cdc.copy_state import Copy, Purpose
+from cdc.observe.metrics import Metrics
+from cdc.projection.batch import Batch
+from cdc.retry import Retry
+from cdc.servers import Server
+from cdc.session import Session
+from cdc.settings import Settings
+from cdc.sink.engine import create_engine
+from cdc.sink.writer import Writer
+from cdc.source.chunks import ChunkReader
+from cdc.source.connection import connect
+from cdc.source.slot import mark_now
+from tests.conftest import Configuration, Database, require
+from tests.read_databases import PostgresRead, ReadDatabase, SQLiteRead
+
+Configure = Callable[..., Configuration]
+
+GAPS = (
+    "before the snapshot",
+    "after the snapshot",
+    "after it was opened",
+    "after the rows",
+    "after the watermark",
+    "after its arrival",
+    "after it was placed",
+)
+BIG = "repeat('b{}', 4000)"
+COLUMNS = ("id", "v", "big")
+
+
+class Steps:
+    """A pipeline without its threads, and chunks of two rows read by hand."""
+
+    def __init__(self, settings: Settings, write: Database, store: ReadDatabase) -> None:
+        self.write = write
+        self.store = store
+        self.writer = Writer(
+            create_engine(settings.read.url.get_secret_value()), settings.source.slot
+        )
+        metrics = Metrics()
+        self.session = Session(settings, self.writer, metrics, until=None)
+        self.pipeline, _ = self.session._begin(Retry(metrics, threading.Event()))
+        self.copying = self.pipeline.copying
+        (self.unit,) = self.copying.copies
+        copier = self.pipeline.copier
+        self.chunks = ChunkReader(
+            lambda: connect(write.dsn),
+            copier.schema[self.unit.source],
+            copier.relations.known(self.unit.source),
+        )
+        self.asked = 1
+
+    def pump(self) -> None:
+        """Apply what was committed, and place the chunks that can be."""
+        lsn = mark_now(self.write.connection)
+        batch = Batch()
+        while batch.end_lsn is None or batch.end_lsn < lsn or not batch.complete:
+            frames, _ = self.pipeline.stream.read(seconds=1)
+            for item in self.pipeline.reader.read(frames):
+                if isinstance(item, Transaction) and not item.changes and item.end_lsn:
+                    batch.reach(item.end_lsn)
+                else:
+                    self.pipeline._add(item, batch)
+        for full in self.copying.placed(batch):
+            self.apply(full)
+            batch = Batch()
+        if batch.can_commit:
+            self.apply(batch)
+
+    def apply(self, batch: Batch) -> None:
+        batch.effect.seal()
+        self.writer.apply(batch)
+
+    @property
+    def copy(self) -> Copy:
+        return self.copying.copies[self.unit]
+
+    def begin(self, purpose: Purpose) -> None:
+        """Begin the copy anew."""
+        self.asked += 1
+        self.copying.ask(Copy(self.unit, purpose=purpose, asked=self.asked))
+        self.store.query(f"update cdc_copy set asked = {self.asked}")
+
+    def chunk(self, step: Callable[[str], None] = lambda _: None, rows: int = 2) -> None:
+        """Let a chunk live its life."""
+        step("before the snapshot")
+        snapshot = self.chunks.begin()
+        step("after the snapshot")
+        while (opened := self.copying.window.open(self.unit.source, snapshot)) is None:
+            self.chunks.rollback()
+            snapshot = self.chunks.begin()
+        step("after it was opened")
+        keys = self.copy.again if self.copy.reached and self.ended else ()
+        after = self.copy.reached
+        page = self.chunks.read_keys(keys) if keys else self.chunks.read(after=after, rows=rows)
+        step("after the rows")
+        watermark = self.chunks.mark()
+        step("after the watermark")
+        chunk = Chunk(
+            self.unit,
+            self.asked,
+            self.chunks.relation,
+            opened,
+            watermark,
+            text=page.text,
+            count=page.count,
+            after=after,
+            last=page.last,
+            ends=page.ends and not keys,
+            keys=keys,
+            ordered=self.chunks.ordered,
+        )
+        self.copying.expect()
+        self.copying.arrived(chunk)
+        step("after its arrival")
+        self.pump()
+        self.ended = self.ended or chunk.ends
+        step("after it was placed")
+
+    ended = False
+
+    def finish(self) -> None:
+        for _ in range(20):
+            if not self.copy.due:
+                self.ended = False
+                return
+            self.chunk()
+        raise AssertionError(f"the copy does not end: {self.copy}")
+
+    def close(self) -> None:
+        self.chunks.close()
+        self.writer.close()
+        self.pipeline.stream.close()
+
+
+MUTATIONS = {
+    "nothing": [],
+    "update": ["update t set v = 'new', big = 'short' where id = {30}"],
+    "partial update": ["update t set v = 'new' where id = {30}"],
+    "partial update twice": [
+        "update t set v = 'new' where id = {30}",
+        "update t set v = 'newer' where id = {30}",
+    ],
+    "partial update of a copied row": ["update t set v = 'new' where id = {10}"],
+    "partial update of a row to come": ["update t set v = 'new' where id = {50}"],
+    "update of all": ["update t set v = 'new'"],
+    "delete": ["delete from t where id = {30}"],
+    "delete of a copied row": ["delete from t where id = {10}"],
+    "delete of a row to come": ["delete from t where id = {50}"],
+    "insert": ["insert into t values ({35}, 'new', 'big')"],
+    "insert, then partial update": [
+        f"insert into t values ({{35}}, 'new', {BIG.format('n')})",
+        "update t set v = 'newer' where id = {35}",
+    ],
+    "insert among the copied": ["insert into t values ({15}, 'new', 'big')"],
+    "insert among those to come": ["insert into t values ({55}, 'new', 'big')"],
+    "move inside the chunk": ["update t set id = {35} where id = {30}"],
+    "move back": ["update t set id = {15} where id = {30}"],
+    "move ahead": ["update t set id = {55} where id = {30}"],
+    "move ahead and back": [
+        "update t set id = {55} where id = {30}",
+        "update t set id = {30} where id = {55}",
+    ],
+    "move from those to come": ["update t set id = {35} where id = {50}"],
+    "move from those to come to the copied": ["update t set id = {15} where id = {50}"],
+    "move from those to come to the copied and on": [
+        "update t set id = {15} where id = {50}",
+        "update t set v = 'new' where id = {15}",
+        "update t set id = {35} where id = {15}",
+    ],
+    "move of a copied row": ["update t set id = {35} where id = {10}"],
+    "move of a copied row ahead": ["update t set id = {55} where id = {10}"],
+    "delete, then insert": [
+        "delete from t where id = {30}",
+        "insert into t values ({30}, 'new', null)",
+    ],
+    "delete, then move there from those to come": [
+        "delete from t where id = {30}",
+        "update t set id = {30} where id = {50}",
+    ],
+    "delete, then move there from the copied": [
+        "delete from t where id = {30}",
+        "update t set id = {30} where id = {10}",
+    ],
+    "move, then another one there": [
+        "update t set id = {55} where id = {30}",
+        "update t set id = {30} where id = {10}",
+        "insert into t values ({10}, 'new', 'big')",
+    ],
+    "swap with a row to come": [
+        "begin; update t set id = {99} where id = {30}; update t set id = {30} where id = {50}; "
+        "update t set id = {50} where id = {99}; commit"
+    ],
+    "swap with a copied row": [
+        "begin; update t set id = {99} where id = {30}; update t set id = {30} where id = {10}; "
+        "update t set id = {10} where id = {99}; commit"
+    ],
+    "truncate": ["truncate t"],
+    "truncate, then insert": [
+        "truncate t",
+        "insert into t values ({30}, 'new', 'big'), ({10}, 'new', 'big')",
+    ],
+    "insert that is rolled back": ["begin; insert into t values ({35}, 'no', 'no'); rollback"],
+}
+
+
+def statements(mutation: str, key: str) -> list[str]:
+    """Write the keys as the table's key type has them."""
+    written = MUTATIONS[mutation]
+    for number in (10, 15, 30, 35, 50, 55, 99):
+        literal = f"'{number}'" if key == "text" else str(number)
+        written = [statement.replace(f"{{{number}}}", literal) for statement in written]
+    return written
+
+
+@pytest.fixture(
+    params=[
+        ("pgoutput", "bigint", "postgres"),
+        pytest.param(("wal2json", "text", "postgres"), marks=pytest.mark.wal2json),
+        ("pgoutput", "text", "sqlite"),
+    ],
+    ids="-".join,
+)
+def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """Give a plugin, the type of the key, and the kind of read database."""
+    return request.param
+
+
+@pytest.fixture
+def plugin(case: tuple[str, str, str], write_server: Server) -> str:
+    if case[0] == "wal2json":
+        require(write_server.installation.wal2json, "wal2json")
+    return case[0]
+
+
+@pytest.fixture
+def key(case: tuple[str, str, str]) -> str:
+    return case[1]
+
+
+@pytest.fixture
+def store(
+    case: tuple[str, str, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> ReadDatabase:
+    if case[2] == "postgres":
+        return PostgresRead(request.getfixturevalue("read"))
+    return SQLiteRead(tmp_path / "read.db")
+
+
+@pytest.fixture
+def steps(
+    write: Database, configuration: Configure, store: ReadDatabase, key: str, plugin: str
+) -> Iterator[Steps]:
+    write.run(
+        f"create table t (id {key} primary key, v text, big text)",
+        "alter table t alter big set storage external",
+    )
+    chosen = configuration(plugin, mirrors=[{"source": "public.t"}]).with_(read={"url": store.url})
+    made = Steps(chosen.settings(), write, store)
+    yield made
+    made.close()
+
+
+ROWS = [(number, f"v{number}", BIG.format(number)) for number in range(10, 70, 10)]
+FILL = "insert into t values " + ", ".join(f"('{n}', '{v}', {big})" for n, v, big in ROWS)
+
+
+def both(steps: Steps, store: ReadDatabase) -> tuple[Any, Any]:
+    listed = "select id, v, big from t"
+    source = [tuple(map(str, row)) for row in steps.write.rows(listed)]
+    return sorted(source), sorted(tuple(map(str, row)) for row in store.query(listed))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_whatever_happens_in_a_gap_the_read_row_is_right(
+    steps: Steps, store: ReadDatabase, mutation: str, key: str
+) -> None:
+    wrong = []
+    for purpose in ("first", "again"):
+        for gap in gaps(mutation):
+            for streamed in (False, True):
+                happen(steps, store, statements(mutation, key), purpose, gap, streamed)
+                source, read = both(steps, store)
+                if source != read:
+                    wrong.append((purpose, gap, streamed, *differences(source, read)))
+    assert not wrong
+
+
+def gaps(mutation: str) -> list[str]:
+    """Name the gaps in which it can happen: a truncate waits for whoever reads the table."""
+    locked = {"after the rows"} if "truncate" in mutation else set()
+    return [gap for gap in GAPS if gap not in locked]
+
+
+def differences(source: Any, read: Any) -> Any:
+    short = [[tuple(v[:9] for v in row) for row in side] for side in (source, read)]
+    return sorted(set(short[0]) - set(short[1])), sorted(set(short[1]) - set(short[0]))
+
+
+def happen(
+    steps: Steps,
+    store: ReadDatabase,
+    mutation: list[str],
+    purpose: Purpose,
+    gap: str,
+    streamed: bool,
+) -> None:
+    """Copy the table, with something happening to it in a gap of its second chunk."""
+    steps.write.run("truncate t", FILL)
+    steps.pump()
+    if purpose == "first":
+        steps.begin("first")
+        store.query("delete from t")  # of what is copied for the first time nothing is there
+    else:
+        steps.begin(purpose)
+    steps.chunk()
+
+    def step(name: str) -> None:
+        if name == gap:
+            for statement in mutation:
+                steps.write.connection.execute(statement.encode())
+            if streamed:
+                steps.pump()
+
+    steps.chunk(step)
+    steps.finish()
+    steps.pump()
