@@ -20,11 +20,14 @@ from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
 from cdc.projection.batch import Batch
+from cdc.projection.check import Probe
 from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.sink.writer import Writer
 from cdc.source.frame import Keepalive
 from cdc.source.stream import Stream
+from cdc.verifier import Verifier
+from cdc.verifying import Verifying
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
@@ -36,7 +39,9 @@ _GATHER_SECONDS: Final = 0.002
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Three threads, one direction: receive, project, write; and one that reads rows to be copied.
+    """Three threads, one direction: receive, project, write; and two that read rows.
+
+    One reads rows to be copied, the other rows to be compared.
 
     `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
     fails in a way that passes by itself. `settle` raises where something in what was decoded must
@@ -50,6 +55,8 @@ class Pipeline:
     exchange: Exchange
     copying: Copying
     copier: Copier
+    verifying: Verifying
+    verifier: Verifier
     writer: Writer
     metrics: Metrics
     batch_changes: int
@@ -75,12 +82,13 @@ class Pipeline:
         """Stream until told to stop, then drain; raise what ended it otherwise."""
         others = [
             threading.Thread(target=self._guarded, args=(part,), name=part.__name__.strip("_"))
-            for part in (self._project, self._write, self._copy)
+            for part in (self._project, self._write, self._copy, self._verify)
         ]
         for thread in others:
             thread.start()
         self._guarded(self._receive)
         self.copier.stop()
+        self.verifier.stop()
         if self._errors:
             self.stream.close()  # a server that shuts down waits for it
         for thread in others:
@@ -186,6 +194,8 @@ class Pipeline:
                 self._add(item, batch)
             for full in self.copying.placed(batch):
                 batch = self._handed_over(full)
+            for full in self.verifying.placed(batch):
+                batch = self._handed_over(full)
             if (batch.can_commit and item is None) or self._is_full(batch):
                 batch = self._handed_over(batch)
         self.exchange.end()
@@ -200,25 +210,31 @@ class Pipeline:
                 batch.add_bulk(item, self.copying.serving)
             case Chunk():
                 self.copying.arrived(item)
+            case Probe():
+                self.verifying.arrived(item)
             case _:
                 batch.reach(item)
 
     def _handed_over(self, batch: Batch) -> Batch:
         """Give the writer a batch; begin the next."""
         batch.effect.seal()
+        batch.walks = self.verifying.walks
         self.exchange.hand_over(batch)
         return Batch()
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
 
-    # The thread that reads rows to be copied.
+    # The threads that read rows to be copied, and to be compared.
 
     def _copy(self) -> None:
-        self.copier.run(self._offer_chunk)
+        self.copier.run(self._offer_read)
 
-    def _offer_chunk(self, chunk: Chunk) -> None:
-        while not self.exchange.offer(chunk, seconds=_OFFER_SECONDS):
+    def _verify(self) -> None:
+        self.verifier.run(self._offer_read)
+
+    def _offer_read(self, rows: Chunk | Probe) -> None:
+        while not self.exchange.offer(rows, seconds=_OFFER_SECONDS):
             if self.stop.is_set():
                 raise Stopped
 
@@ -230,6 +246,8 @@ class Pipeline:
             batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
             if batch is not None:
                 self.persist(partial(self.writer.apply, batch))
+                for check in batch.checks:
+                    check.committed()
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
             self._acknowledge()
         self.writer.flush()

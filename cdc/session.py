@@ -23,7 +23,7 @@ from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
-from cdc.sink import copies
+from cdc.sink import copies, verifications
 from cdc.sink.engine import canceller, create_engine, translated
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.writer import Writer
@@ -36,6 +36,9 @@ from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
+from cdc.verifier import Verifier
+from cdc.verify_state import Ledger, Verification
+from cdc.verifying import Verifying
 
 _PIECE_BYTES: Final = 1024**2
 
@@ -203,6 +206,12 @@ class Session:
         self.exchange = Exchange(settings.source.queue_bytes)
         assert self.copying is not None  # noqa: S101  likewise
         copier = self._copier(plan, relations, self.copying)
+        verifying = Verifying(
+            plan.registry,
+            self.copying.window,
+            position=lsn,
+            takes_lines=self._writer.takes_lines,
+        )
         bulk = plan.registry.in_bulk if self._writer.takes_lines else frozenset()
         decoder: Decoder
         if settings.source.plugin == "wal2json":
@@ -218,6 +227,8 @@ class Session:
             exchange=self.exchange,
             copying=self.copying,
             copier=copier,
+            verifying=verifying,
+            verifier=self._verifier(plan, relations, verifying),
             writer=self._writer,
             metrics=self._metrics,
             batch_changes=settings.read.batch_changes,
@@ -251,6 +262,30 @@ class Session:
             open_source=partial(connect, self._dsn),
             asked=self._asked,
             copying=copying,
+            chunk_bytes=2**20,
+            rows_per_second=0,
+        )
+
+    def _verifications(self) -> dict[Unit, Verification]:
+        engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
+        with closing(connect_read(engine)) as read, translated():
+            return verifications.load(read, self._settings.source.slot)
+
+    def _verifier(self, plan: setup.Plan, relations: Relations, verifying: Verifying) -> Verifier:
+        copying = self.copying
+        assert copying is not None  # noqa: S101  likewise
+        ledger = Ledger(self._verifications().values())
+        self._metrics.verified(ledger.all.values())
+        return Verifier(
+            registry=plan.registry,
+            schema=plan.schema,
+            relations=relations,
+            open_source=partial(connect, self._dsn),
+            asked=self._verifications,
+            copies=lambda: copying.copies,
+            done=lambda _: self._metrics.verified(ledger.all.values()),
+            ledger=ledger,
+            verifying=verifying,
             chunk_bytes=2**20,
             rows_per_second=0,
         )

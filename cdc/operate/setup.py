@@ -21,7 +21,7 @@ from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
 from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies, source_columns, tables
+from cdc.sink import checkpoint, copies, source_columns, tables, verifications
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.snapshot import Snapshot
@@ -176,7 +176,8 @@ def prepare(
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    wanted = [checkpoint.TABLE, copies.TABLE, source_columns.TABLE, *registry.read_tables]
+    bookkeeping = [checkpoint.TABLE, copies.TABLE, verifications.TABLE, verifications.KEYS]
+    wanted = [*bookkeeping, source_columns.TABLE, *registry.read_tables]
     with translated(), connection.begin():
         tables.require_definable(connection, wanted)
         absent = tables.missing(connection, wanted)

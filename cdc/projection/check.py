@@ -1,16 +1,18 @@
 """Checks: what the read tables should hold of some source rows, as of a point of the stream."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from cdc.change import Relation
 from cdc.copy_state import Key, Unit
-from cdc.operation import Delete, Operation, Shape, Update, Upsert
-from cdc.projection.batch import NetEffect
+from cdc.lsn import Lsn
+from cdc.operation import Delete, Shape, Update, Upsert
 from cdc.projection.lines import BulkPlan
 from cdc.verify_state import Ledger, Verification
+from cdc.window import Opened
 
 Kind = type[Upsert] | type[Update] | type[Delete]
 
@@ -29,34 +31,6 @@ class Expected(NamedTuple):
     text: bytes = b""
 
 
-def expected_of(operations: Iterable[Operation], *, partial: bool = False) -> list[Expected]:
-    """Give what operations come to; `partial`: of rows that exist and are not wholly known."""
-    effect = NetEffect()
-    for operation in operations:
-        effect.add(operation)
-    found: list[Expected] = []
-    later: dict[sa.Table, set[Any]] = {}
-    for segment in reversed(effect.segments):
-        for table, effects in segment.items():
-            done = later.setdefault(table, set())
-            writes = [w for key, w in effects.writes.items() if key not in done]
-            found += _grouped(writes, partial=partial)
-            kept = effects.writes.keys() | done
-            found += _grouped([d for key, d in effects.deletes.items() if key not in kept])
-            done |= effects.writes.keys() | effects.deletes.keys()
-    return found
-
-
-def _grouped(
-    operations: Iterable[Upsert | Update | Delete], *, partial: bool = False
-) -> Iterator[Expected]:
-    rows: dict[tuple[Kind, Shape], list[tuple[Any, ...]]] = {}
-    for operation in operations:
-        rows.setdefault((type(operation), operation.shape), []).append(operation.values)
-    for (kind, shape), of_shape in rows.items():
-        yield Expected(kind, shape, of_shape, exists=kind is Upsert or (partial and kind is Update))
-
-
 class Range(NamedTuple):
     """The rows of a read table with keys after `after` up to `last`.
 
@@ -68,7 +42,8 @@ class Range(NamedTuple):
     last: Key | None
 
 
-class Checksum(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Checksum:
     """How many rows there should be, and the sum of their hashes (`cdc.row_hash`)."""
 
     plan: BulkPlan
@@ -121,3 +96,30 @@ class Check:
         for verification in self.results or ():
             self.ledger.take(verification)
         self.ledger.release(fruitless=not self.results)
+
+
+@dataclass(eq=False, kw_only=True)
+class Probe:
+    """Source rows as a snapshot saw them, for a check at a point of the stream past `watermark`.
+
+    They are those with keys after `start` up to the check's `last`: as lines in `text`, or only
+    their number and `total`, the sum of their hashes. `ranged` tells that the read table's rows
+    with those keys are in the same range. `deletes` tells that rows which a projector deletes are
+    to be looked for. Without `opened` there are no rows.
+    """
+
+    check: Check
+    watermark: Lsn = Lsn(0)  # noqa: RUF009  immutable
+    relation: Relation | None = None
+    opened: Opened | None = None
+    text: bytes = b""
+    total: int | None = None
+    start: Key | None = None
+    ends: bool = False
+    ranged: bool = False
+    deletes: bool = False
+
+    @property
+    def size(self) -> int:
+        """About what it takes in memory, in bytes."""
+        return len(self.text)

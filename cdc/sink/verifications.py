@@ -57,9 +57,14 @@ _STORED: Final = (
 )
 
 
+def exist(connection: sa.Connection) -> bool:
+    """Tell whether the read database has a table of them."""
+    return sa.inspect(connection).has_table(TABLE.name)
+
+
 def load(connection: sa.Connection, slot: str) -> dict[Unit, Verification]:
     """Give the slot's verifications; none where the read database has no table of them yet."""
-    if not sa.inspect(connection).has_table(TABLE.name):
+    if not exist(connection):
         return {}
     rows = connection.execute(sa.select(TABLE).where(TABLE.c.slot == slot))
     found = map(_from_row, rows)
@@ -118,9 +123,7 @@ def store(connection: sa.Connection, slot: str, verification: Verification) -> b
     return connection.execute(statement).rowcount == 1
 
 
-def add_keys(
-    connection: sa.Connection, slot: str, unit: Unit, found: Collection[Mismatch]
-) -> None:
+def add_keys(connection: sa.Connection, slot: str, unit: Unit, found: Collection[Mismatch]) -> None:
     """Keep the keys of rows that were found wrong."""
     first = kept(connection, slot, unit)
     rows = [
@@ -172,6 +175,6 @@ def _covers(stored: Verification, one: Verification) -> bool:
 
 def forget(connection: sa.Connection, slot: str) -> None:
     """Delete the slot's verifications."""
-    if sa.inspect(connection).has_table(TABLE.name):
+    if exist(connection):
         for table in (KEYS, TABLE):
             connection.execute(sa.delete(table).where(table.c.slot == slot))
