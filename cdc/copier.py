@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,8 +14,10 @@ from cdc.copying import Copying
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.names import TableName
+from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.schema import Schema
+from cdc.sink.copies import Asked
 from cdc.source.chunks import ChunkReader, ChunkSize, Page
 from cdc.source.connection import Connection
 from cdc.source.relations import Relations
@@ -35,14 +37,14 @@ _AGAIN_AT_ONCE: Final = 1000
 class Copier:
     """Reads what is to be copied, chunk after chunk, until nothing is left; then waits to be asked.
 
-    `asked` gives the copies as they are stored.
+    `asked` looks up what somebody asks for.
     """
 
     registry: Registry
     schema: Schema
     relations: Relations
     open_source: Callable[[], Connection]
-    asked: Callable[[], dict[Unit, Copy]]
+    asked: Asked
     copying: Copying
     chunk_bytes: int
     rows_per_second: int
@@ -66,6 +68,8 @@ class Copier:
         except CdcError:
             if not self._stop.is_set():  # else it was cancelled
                 raise
+        finally:
+            self.asked.close()
 
     def stop(self) -> None:
         """Stop soon, and cancel what the write database is asked for; never raise."""
@@ -80,7 +84,7 @@ class Copier:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
         mine = self.copying.copies
-        for unit, copy in self.asked().items():
+        for unit, copy in self.asked.look().items():
             if unit in mine and copy.asked > mine[unit].asked:
                 self.copying.ask(copy)
 
@@ -99,16 +103,21 @@ class Copier:
             ChunkReader(self.open_source, table, self.relations.known(unit.source))
         ) as reader:
             self._reader = reader
-            if table.key:
-                self._copy_by_key(reader, copy)
-            else:
+            if self._appends(unit):
                 self._copy_whole(reader, copy)
+            else:
+                self._copy_by_key(reader, copy)
             self._wait(outstanding=0)
             self._copy_again(reader, unit)
         self._reader = None
         now = self.copying.copies[unit]
         if now.state == "done":
             log.info("copied", extra={**_named(unit), "rows": now.copied})
+
+    def _appends(self, unit: Unit) -> bool:
+        """Tell whether rows are only ever added: what was written before cannot be told."""
+        projector = self.registry.projector(unit.projector)
+        return isinstance(projector, Mirror) and projector.settings.insert_only
 
     def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> None:
         """Read chunk after chunk, some ahead of those that wait for their place."""
@@ -159,7 +168,7 @@ class Copier:
         opened = self._open(reader, copy.unit.source)
         with closing(self.open_source()) as other:
             watermark = mark_now(other)
-        pieces = reader.read_all(self.chunk_bytes)
+        pieces = self._pieces(reader)
         self._offer(
             Chunk(
                 copy.unit,
@@ -172,6 +181,15 @@ class Copier:
                 pieces=pieces,
             )
         )
+
+    def _pieces(self, reader: ChunkReader) -> Iterator[tuple[bytes, int]]:
+        """Read on in the thread that writes the rows."""
+        try:
+            yield from reader.read_all(self.chunk_bytes)
+        except CdcError:
+            if self._stop.is_set():  # it was cancelled
+                raise Stopped from None
+            raise
 
     def _open(self, reader: ChunkReader, source: TableName) -> Opened:
         """Begin to read in a snapshot that sees all of the table that was streamed already."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,7 +15,7 @@ from cdc.chunk import Chunk
 from cdc.copy_state import Copy, Key, Unit
 from cdc.lsn import Lsn
 from cdc.projection.batch import Batch
-from cdc.projection.lines import Replaced
+from cdc.projection.lines import BulkPlan, Replaced
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.rows import Bulk
@@ -141,24 +141,35 @@ class Copying:
         """Write a chunk's rows as of now; tell False where the table is described otherwise."""
         changes = list(chunk.opened.changes())
         mirror = self._direct(chunk)
-        if mirror is None or changes:
-            rows = {_key(chunk.relation, row): row for row in lines.decode(chunk.text)}
-            now = bring_up_to_date(rows, changes, chunk.relation)
-            if now is None:
-                return False
-            untouched, changed = list(now.untouched.values()), now.changed
-            text = lines.encode_all(untouched) if untouched and mirror is not None else b""
-        else:
-            untouched, changed, text = [], [], chunk.text
+        if mirror is not None and not changes:
+            self._replace(chunk, chunk.text, mirror, batch)
+            return True
+        rows = {_key(chunk.relation, row): row for row in lines.decode(chunk.text)}
+        now = bring_up_to_date(rows, changes, chunk.relation)
+        if now is None:
+            return False
+        untouched = list(now.untouched.values())
         if mirror is None:
-            self._add(chunk, [*untouched, *changed], batch)
+            self._add(chunk, [*untouched, *now.changed], batch)
         else:
-            plan = mirror.bulk_plan(chunk.relation)
-            in_order = self._in_order(chunk, text)
-            replaced = Replaced(plan, text, chunk.after, None if chunk.ends else chunk.last)
-            batch.add_replaced(replaced, self._registry.only(chunk.unit), in_order)
-            self._add(chunk, changed, batch)
+            text = lines.encode_all(untouched) if untouched else b""
+            self._replace(chunk, text, mirror, batch)
+            self._add(chunk, now.changed, batch)
         return True
+
+    def _replace(self, chunk: Chunk, text: bytes, mirror: Mirror, batch: Batch) -> None:
+        plan = mirror.bulk_plan(chunk.relation)
+        replaced = Replaced(
+            plan,
+            _picked(text, chunk.relation, plan),
+            chunk.after,
+            None if chunk.ends else chunk.last,
+        )
+        batch.add_replaced(
+            replaced,
+            self._registry.only(chunk.unit),
+            lambda: [self._transaction(_inserted(chunk.relation, lines.decode(text)))],
+        )
 
     def _direct(self, chunk: Chunk) -> Mirror | None:
         """Give the mirror whose read table a chunk's rows can be written into as they are.
@@ -172,9 +183,6 @@ class Copying:
         if not suits or not isinstance(projector, Mirror) or not projector.in_bulk:
             return None
         return projector if projector.bulk_plan(chunk.relation).shape.full else None
-
-    def _in_order(self, chunk: Chunk, text: bytes) -> Callable[[], list[Transaction]]:
-        return lambda: [self._transaction(_inserted(chunk.relation, lines.decode(text)))]
 
     def _add(self, chunk: Chunk, rows: list[Values], batch: Batch) -> None:
         if rows:
@@ -241,6 +249,14 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     if copy.passes > 1:
         return replace(copy, passes=copy.passes - 1, reached=None)
     return replace(copy, state="done")
+
+
+def _picked(text: bytes, relation: Relation, plan: BulkPlan) -> bytes:
+    """Give the columns that are written, of encoded rows of a relation."""
+    if not text or plan.positions == tuple(range(len(relation.columns))):
+        return text
+    rows = lines.decode(text)
+    return lines.encode_all([[row[position] for position in plan.positions] for row in rows])
 
 
 def _key(relation: Relation, values: Values) -> Key:

@@ -10,7 +10,8 @@ CdcError
 │   ├── SourceUnavailable             passes by itself: retried for ever
 │   ├── SourceRefused                 wrong password, missing right, wrong database
 │   ├── SourceNotReady                wal_level, plugin, slots, publication: SQL mends it
-│   └── SlotActive                    another session streams from the slot: stand by
+│   ├── SlotActive                    another session streams from the slot: stand by
+│   └── SlotBlocked                   transactions that write kept it from being created
 ├── ReadError                     4   the read database
 │   ├── ReadUnavailable               passes by itself: retried for ever
 │   │   └── ReadTransactionLost           with part of the work: stream it again
@@ -101,6 +102,10 @@ class SlotActive(SourceError):
     """Another session is streaming from the slot."""
 
     transient = True
+
+
+class SlotBlocked(SourceError):
+    """Transactions that write kept the slot from being created: none was left behind."""
 
 
 class ReadError(CdcError):

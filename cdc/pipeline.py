@@ -188,6 +188,13 @@ class Pipeline:
     # The projection thread.
 
     def _project(self) -> None:
+        try:
+            self._project_all()
+        except Stopped:
+            self.exchange.fail()  # in the midst of a batch, which must not be committed
+            raise
+
+    def _project_all(self) -> None:
         batch = Batch()
         while (item := self.exchange.next(holding=batch.can_commit)) or batch.can_commit:
             if item is not None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -25,7 +25,6 @@ from cdc.retry import Retry
 from cdc.settings import Settings
 from cdc.sink import copies, verifications
 from cdc.sink.engine import canceller, create_engine, translated
-from cdc.sink.engine import connect as connect_read
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -58,6 +57,7 @@ class Session:
         self._dsn = settings.source.dsn.get_secret_value()
         self._writer = writer
         self._metrics = metrics
+        self._reading = create_engine(settings.read.url.get_secret_value(), reading=True)
         self._until = until
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
@@ -121,7 +121,7 @@ class Session:
             identity, lsn = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
-            copies = self._settled(read, plan)
+            copying = self._settled(read, plan)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -129,7 +129,7 @@ class Session:
             stream = self._new_stream(plan, former, relations, replication)
             nulls = self._start(stream, plan, source, lsn=lsn)
             self.copying = Copying(
-                plan.registry, copies.values(), takes_lines=self._writer.takes_lines
+                plan.registry, copying.values(), takes_lines=self._writer.takes_lines
             )
             return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
@@ -249,18 +249,13 @@ class Session:
             copies.forget(read, name, [u for u in stored if u not in registry.units()])
             return copies.load(read, name) or {}
 
-    def _asked(self) -> dict[Unit, Copy]:
-        engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
-        with closing(connect_read(engine)) as read, translated():
-            return copies.load(read, self._settings.source.slot) or {}
-
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
         return Copier(
             registry=plan.registry,
             schema=plan.schema,
             relations=relations,
             open_source=partial(connect, self._dsn),
-            asked=self._asked,
+            asked=copies.Asked(self._reading, self._settings.source.slot),
             copying=copying,
             chunk_bytes=2**20,
             rows_per_second=0,

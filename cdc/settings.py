@@ -9,6 +9,7 @@ import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from warnings import catch_warnings, filterwarnings
 
 import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict
@@ -74,6 +75,13 @@ class Source(Section):
     )
     plugin: Literal["wal2json", "pgoutput"] = Field(
         "wal2json", description="The output plugin the slot decodes with."
+    )
+    slot_wait_seconds: int = Field(
+        60,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="How long creating the slot may wait for transactions that write, before it is "
+        "given up with no slot left behind; 0: for ever.",
     )
     publication: str = Field(
         "cdc",
@@ -174,6 +182,31 @@ class ProjectionSettings(Section):
     )
 
 
+class CopySettings(Section):
+    """The rows that were there before streaming."""
+
+    enabled: bool = Field(
+        True,
+        description="Copy the rows that exist: on the first start, and later for each table or "
+        "projector that is added. Otherwise streaming begins without them, and `cdc copy` "
+        "brings them when it is asked to.",
+    )
+    chunk_bytes: int = Field(
+        1024**2,
+        ge=16 * 1024,
+        le=256 * 1024**2,
+        description="About how many bytes of rows are read, and written in one commit, at once. A "
+        "chunk takes its turn between the stream's batches: larger ones copy faster, and changes "
+        "wait longer for those that are being written.",
+    )
+    max_rows_per_second: int = Field(
+        0,
+        ge=0,
+        description="How many rows are copied in a second, of all tables together, to spare the "
+        "databases; 0: as many as can be.",
+    )
+
+
 class Http(Section):
     """Metrics, health and status over HTTP, read-only."""
 
@@ -197,34 +230,39 @@ class Http(Section):
         return host.strip("[]"), int(port)
 
 
-class Settings(BaseSettings):
-    """Everything the daemon is told."""
+with catch_warnings():
+    # The section takes the name of a method that pydantic has deprecated, and warns of that.
+    filterwarnings("ignore", 'Field name "copy"', UserWarning)
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    class Settings(BaseSettings):
+        """Everything the daemon is told."""
 
-    source: Source
-    read: Read
-    projection: ProjectionSettings = ProjectionSettings()
-    http: Http = Http()
+        model_config = SettingsConfigDict(
+            env_prefix=_PREFIX,
+            env_nested_delimiter="__",
+            extra="forbid",
+            frozen=True,
+            hide_input_in_errors=True,
+        )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the file (whose values `load` passes as init values)."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
+        source: Source
+        read: Read
+        projection: ProjectionSettings = ProjectionSettings()
+        copy: CopySettings = CopySettings()  # type: ignore[assignment]
+        http: Http = Http()
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Let the environment win over the file (whose values `load` passes as init values)."""
+            del settings_cls, dotenv_settings, file_secret_settings
+            return env_settings, init_settings
 
 
 def config_path(path: Path | None) -> Path:

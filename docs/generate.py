@@ -62,7 +62,9 @@ def _default(field: Any) -> str:
     if isinstance(value, frozenset | tuple | dict):
         return "{}" if isinstance(value, dict) else "[]"
     text = getattr(value, "get_secret_value", lambda: value)()
-    return {None: "none", "": '""', False: "false"}.get(text, str(text))
+    if isinstance(text, bool):
+        return str(text).lower()
+    return {None: "none", "": '""'}.get(text, str(text))
 
 
 def _meaning(field: Any) -> str:

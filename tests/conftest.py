@@ -335,13 +335,21 @@ class RunningDaemon:
         until(fact_or_end)
         assert fact(), f"the daemon ended with {self.process.returncode}:\n{self.log}"
 
+    def copied(self) -> bool:
+        """Tell whether every table's rows from before have been copied."""
+        if not self._read.value("select to_regclass('cdc_copy') is not null"):
+            return False
+        due = "select state in ('waiting', 'copying') from cdc_copy where slot = %s"
+        copies = self._read.rows(due, self._slot)
+        return bool(copies) and (True,) not in copies
+
     def wait_started(self) -> None:
-        """Wait until it has a checkpoint: what is committed from now on is streamed."""
-        self.wait_until(self.checkpoint)
+        """Wait until the rows from before are there: what is committed from now on is streamed."""
+        self.wait_until(lambda: self.checkpoint() and self.copied())
 
     def wait_for(self, lsn: Lsn) -> None:
-        """Wait until the checkpoint has passed a position."""
-        self.wait_until(lambda: (self.checkpoint() or 0) >= lsn)
+        """Wait until the checkpoint has passed a position, and the rows from before are there."""
+        self.wait_until(lambda: (self.checkpoint() or 0) >= lsn and self.copied())
 
     def ends(self) -> int:
         """Wait for its end; give the exit code."""

@@ -14,8 +14,9 @@ from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
-from cdc.sink import checkpoint, privileges, source_columns, tables
+from cdc.sink import checkpoint, copies, privileges, source_columns, tables
 from cdc.sink import engine as read_database
+from cdc.source import privileges as source_privileges
 from cdc.source import publication, slot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication, translated
@@ -73,6 +74,8 @@ def _check_source(
         return
     _attempt(found, lambda: found.extend(_tables(settings, source, plan)), why="see above")
     _attempt(found, lambda: found.extend(_nulls(settings, source, plan)), why="see above")
+    if settings.copy.enabled:
+        _attempt(found, lambda: found.extend(_copy(source, plan)), why="rows are copied")
     if read is not None:
         _attempt(
             found, lambda: found.extend(_read_side(read, plan, settings)), why="it is written to"
@@ -229,6 +232,12 @@ def _nulls(settings: Settings, source: Connection, plan: setup.Plan) -> Findings
         )
 
 
+def _copy(source: Connection, plan: setup.Plan) -> Findings:
+    """Tell what keeps the rows that exist from being copied."""
+    for lack in source_privileges.lacks(source, plan.schema.values()):
+        yield Finding(lack.what, lack.why, lack.remedy)
+
+
 def _tells_not_numbers(settings: Settings) -> bool:
     """Tell whether the plugin sends numbers as text; also where it cannot be used at all."""
     with closing(connect_replication(settings.source.dsn.get_secret_value())) as replication:
@@ -256,7 +265,7 @@ def _publication_finding(source: Connection, difference: publication.Difference)
 
 
 def _read_side(read: sa.Connection, plan: setup.Plan, settings: Settings) -> Findings:
-    wanted = [checkpoint.TABLE, source_columns.TABLE, *plan.registry.read_tables]
+    wanted = [checkpoint.TABLE, copies.TABLE, source_columns.TABLE, *plan.registry.read_tables]
     follow = settings.projection.follow_schema
     with read_database.translated(), read.begin():
         tables.require_definable(read, wanted)

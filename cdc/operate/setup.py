@@ -29,6 +29,7 @@ from cdc.source import pgoutput, publication, slot, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import Connection, connect, connect_replication
 from cdc.source.partitions import Attached, attached
+from cdc.source.slot_creation import create_slot
 
 log = logging.getLogger(__name__)
 
@@ -245,21 +246,29 @@ def begin(
     if start is Start.ADOPT_SLOT and state is not None and state.confirmed_flush is not None:
         lsn = Lsn(state.confirmed_flush)
     else:
-        lsn = _create_slot(replication, identity, read=read)
+        wait = settings.source.slot_wait_seconds
+        lsn = _create_slot(replication, identity, source=source, read=read, seconds=wait)
     with translated(), read.begin():
         checkpoint.advance(read, identity, old=None, new=lsn, commit_time=None)
     return identity, lsn
 
 
 def _create_slot(
-    replication: Connection, identity: checkpoint.Identity, *, read: sa.Connection
+    replication: Connection,
+    identity: checkpoint.Identity,
+    *,
+    source: Connection,
+    read: sa.Connection,
+    seconds: float,
 ) -> Lsn:
-    """Create the slot; where that fails, take the intent back."""
+    """Create the slot; where it is certain that there is none, take the intent back."""
+    name, plugin = identity.slot, identity.plugin
     try:
-        lsn = slot.create_slot(replication, identity.slot, identity.plugin)
+        lsn = create_slot(replication, name, plugin, source=source, seconds=seconds)
     except CdcError:
-        with translated(), read.begin():
-            checkpoint.abandon(read, identity.slot)
+        if not replication.closed:
+            with translated(), read.begin():
+                checkpoint.abandon(read, name)
         raise
     log.info(
         "created slot",

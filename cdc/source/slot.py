@@ -68,20 +68,6 @@ def identify(replication: Connection) -> System:
     return System(row[0], int(row[1]), Lsn.parse(row[2]), row[3])
 
 
-def create_slot(replication: Connection, slot: str, plugin: str) -> Lsn:
-    """Create the slot and give its consistent point: where streaming begins.
-
-    It waits for every transaction that is writing. Raise a SourceError.
-    """
-    statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} NOEXPORT_SNAPSHOT").format(
-        sql.Identifier(slot), sql.Identifier(plugin)
-    )
-    with translated():
-        row = replication.execute(statement).fetchone()
-    assert row is not None  # noqa: S101  it answers with one row
-    return Lsn.parse(row[1])
-
-
 def try_plugin(replication: Connection, plugin: str, *, milliseconds: int) -> None:
     """Try to decode with the plugin, by a slot that goes with the connection.
 

@@ -134,11 +134,19 @@ listen = "127.0.0.1:0"
             return Lsn(0)
         return Lsn(rows[0][0]) if rows else Lsn(0)
 
+    def copied(self) -> bool:
+        """Tell whether every table's rows from before have been copied."""
+        try:
+            states = self.target("select state from cdc_copy")
+        except Exception:  # noqa: BLE001  likewise
+            return False
+        return bool(states) and not {("waiting",), ("copying",)} & set(states)
+
     def caught_up(self, seconds: float = SECONDS) -> None:
-        """Wait until everything committed before now is applied."""
+        """Wait until everything committed before now is applied, and what was there is copied."""
         mark = self.source("select pg_logical_emit_message(true, 'cdc', 'mark') - '0/0'::pg_lsn")
         until(
-            lambda: self.checkpoint() >= mark[0][0],
+            lambda: self.checkpoint() >= mark[0][0] and self.copied(),
             what=f"the checkpoint reaches {Lsn(mark[0][0])}",
             seconds=seconds,
         )

@@ -18,13 +18,8 @@ Run = Callable[..., Any]
 
 TABLE = "create table t (id bigint primary key, v text, big text)"
 FILL = "insert into t select i, 'v' || i, null from generate_series(1, {}) i"
+ODD = '"Odd % ""name"""'
 MIRROR = [{"source": "public.t"}]
-
-
-def wait_copied(daemon: RunningDaemon, read: Database) -> None:
-    exists = "select to_regclass('cdc_copy') is not null"
-    left = "select count(*) filter (where state <> 'done') = 0 and count(*) > 0 from cdc_copy"
-    daemon.wait_until(lambda: read.value(exists) and read.value(left))
 
 
 def equal(write: Database, read: Database, table: str = "t", target: str | None = None) -> None:
@@ -33,11 +28,16 @@ def equal(write: Database, read: Database, table: str = "t", target: str | None 
 
 @pytest.mark.parametrize("rows", [0, 1, 5000])
 def test_rows_from_before_are_copied(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str, rows: int
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    rows: int,
 ) -> None:
     write.run(TABLE, FILL.format(rows))
     daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into t values (1000000, 'new', 'big')"))
     equal(write, read)
     assert daemon.stop() == 0
@@ -83,8 +83,8 @@ def test_every_kind_of_table_is_copied(
         "create table pairs (v text, b int, a mood, primary key (b, a))",
         "insert into pairs select 'v' || i, i, 'z' from generate_series(1, 2500) i",
         "insert into pairs select 'v' || i, i, 'a' from generate_series(1, 2500) i",
-        'create table "Odd % ""name""" ("The Key" int primary key, "select" text)',
-        """insert into "Odd % ""name""" select i, E'\t\n\r\\\x01' || i from generate_series(1, 2500) i""",
+        f'create table {ODD} ("The Key" int primary key, "select" text)',
+        f"insert into {ODD} select i, chr(9) || chr(10) || chr(13) || chr(92) || chr(1) || i from generate_series(1, 2500) i",
         "create table parts (id int, k int, t text, primary key (id, k)) partition by range (k)",
         "create table parts_1 partition of parts for values from (0) to (10)",
         "create table parts_2 partition of parts for values from (10) to (20)",
@@ -98,22 +98,58 @@ def test_every_kind_of_table_is_copied(
         "alter table indexed drop column id",
     )
     cdc_run(configuration(plugin, mirrors=[{"source": "public.*"}]))
-    for table in ("pairs", '"Odd % ""name"""', "parts", "indexed"):
+    for table in ("pairs", ODD, "parts", "indexed"):
         equal(write, read, table)
     assert read.value("select count(*) from g") == 100
 
 
+@pytest.mark.parametrize("key", ["", "primary key"])
 def test_insert_only_tables_are_copied_once(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    key: str,
 ) -> None:
     """The write database gets rows all the while: each comes once, by the copy or the stream."""
-    write.run("create table log (v int, t text)", "insert into log select i from generate_series(1, 30000) i")
+    write.run(
+        f"create table log (v int {key}, t text)",
+        "insert into log select i from generate_series(1, 30000) i",
+    )
     mirrors = [{"source": "public.log", "insert_only": True}]
     with writing(write, lambda n: f"insert into log values ({-n}, 'streamed')"):
         daemon = cdc_start(configuration(plugin, mirrors=mirrors))
-        wait_copied(daemon, read)
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into log values (0)"))
     equal(write, read, "log")
+
+
+def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start, cdc_run: Run
+) -> None:
+    write.run(
+        "create table log (v int, t text)",
+        "insert into log select i, repeat('x', 300) from generate_series(1, 300000) i",
+    )
+    chosen = configuration(mirrors=[{"source": "public.log", "insert_only": True}])
+    daemon = cdc_start(chosen)
+    pages = "select pg_relation_size(to_regclass('log'))"
+    daemon.wait_until(lambda: (read.value(pages) or 0) > 1_000_000)
+    assert daemon.stop() == 0, daemon.log
+    assert read.value("select count(*) from log") == 0
+    cdc_run(chosen)
+    equal(write, read, "log")
+
+
+def test_excluded_and_renamed_columns_hold_for_copied_rows(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run(TABLE, FILL.format(1000))
+    mirror = {"source": "public.t", "exclude": ["v"], "rename": {"big": "large"}}
+    cdc_run(configuration(mirrors=[mirror]))
+    assert read.rows("select * from t where id = 7") == [(7, None)]
+    assert read.value("select count(large) + count(*) from t") == 1000
 
 
 def test_masks_hold_for_copied_rows(
@@ -122,7 +158,9 @@ def test_masks_hold_for_copied_rows(
     write.run(TABLE, FILL.format(1000))
     mask = {"v": "hash", "big": "null"}
     cdc_run(configuration(mirrors=[{"source": "public.t", "mask": mask, "target": "masked"}]))
-    assert read.value("select count(*) from masked where v ~ '^[0-9a-f]{64}$' and big is null") == 1000
+    assert (
+        read.value("select count(*) from masked where v ~ '^[0-9a-f]{64}$' and big is null") == 1000
+    )
 
 
 @contextmanager
@@ -170,7 +208,12 @@ def random_write(seed: int) -> Callable[[int], str]:
 
 @pytest.mark.parametrize("key", ["bigint", "numeric"])
 def test_an_application_writes_all_the_while(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str, key: str
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    plugin: str,
+    key: str,
 ) -> None:
     write.run(
         f"create table t (id {key} primary key, v text, big text)",
@@ -178,8 +221,8 @@ def test_an_application_writes_all_the_while(
         "insert into t select i, 'v', repeat('x', 2500) from generate_series(1, 20000) i",
     )
     with writing(write, random_write(7)):
-        daemon = cdc_start(configuration(plugin, mirrors=MIRROR).with_(copy={"chunk_bytes": 65536}))
-        wait_copied(daemon, read)
+        daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into t values (99999, 'last', null)"))
     equal(write, read)
 
@@ -188,10 +231,10 @@ def test_a_large_transaction_comes_beside_the_copy(
     write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
 ) -> None:
     write.run(TABLE, FILL.format(50_000))
-    daemon = cdc_start(configuration(plugin, mirrors=MIRROR).with_(copy={"chunk_bytes": 65536}))
+    daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
     daemon.wait_started()
     write.run("update t set v = v || 'x'", "update t set v = v || 'y' where id % 2 = 0")
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("delete from t where id % 3 = 0"))
     equal(write, read)
 
@@ -206,10 +249,10 @@ def test_rows_that_reference_one_another_are_copied_parents_first(
         "insert into parent select i from generate_series(1, 20000) i",
         "insert into a_child select i, i from generate_series(1, 20000) i",
     )
-    chosen = configuration(modules=["family"]).with_(copy={"chunk_bytes": 65536})
-    with writing(write, lambda n: f"insert into a_child values ({-n}, {20001 - n % 20000})"):
+    chosen = configuration(modules=["family"])
+    with writing(write, lambda n: f"insert into a_child values ({-n}, {20000 - n % 20000})"):
         daemon = cdc_start(chosen)
-        wait_copied(daemon, read)
+        daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into parent values (0)"))
     equal(write, read, "a_child", "child_read")
     equal(write, read, "parent", "parent_read")
@@ -284,7 +327,9 @@ def test_a_table_that_is_added_later_is_copied_alone(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
     write.run(
-        TABLE, FILL.format(10), "create table u (id int primary key)",
+        TABLE,
+        FILL.format(10),
+        "create table u (id int primary key)",
         "insert into u select i from generate_series(1, 2000) i",
     )
     cdc_run(configuration(mirrors=MIRROR))
@@ -298,7 +343,12 @@ def test_a_table_that_is_added_later_is_copied_alone(
 def test_a_projector_that_was_taken_out_and_comes_back_is_copied_again(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
-    write.run(TABLE, FILL.format(10), "create table u (id int primary key)", "insert into u values (1), (2)")
+    write.run(
+        TABLE,
+        FILL.format(10),
+        "create table u (id int primary key)",
+        "insert into u values (1), (2)",
+    )
     both = configuration(mirrors=[*MIRROR, {"source": "public.u"}])
     cdc_run(both)
     cdc_run(configuration(mirrors=MIRROR))
@@ -311,7 +361,7 @@ def test_nothing_is_copied_where_that_is_turned_off(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
     write.run(TABLE, FILL.format(10))
-    chosen = configuration(mirrors=MIRROR).with_(copy={"enabled": False})
+    chosen = configuration(mirrors=MIRROR)
     cdc_run(chosen)
     write.run("insert into t values (11, 'streamed', null)")
     cdc_run(chosen)
@@ -323,7 +373,7 @@ def test_a_chunk_waits_for_a_commit_that_is_streamed_before_it_is_visible(
 ) -> None:
     """A commit that waits for a synchronous standby is streamed, and no snapshot sees it yet."""
     write.run(TABLE, FILL.format(3000))
-    daemon = cdc_start(configuration(mirrors=MIRROR).with_(copy={"enabled": False}))
+    daemon = cdc_start(configuration(mirrors=MIRROR))
     daemon.wait_started()
     with write.server.connect() as admin:
         admin.execute("alter system set synchronous_standby_names = 'nobody'")
@@ -344,7 +394,7 @@ def test_a_chunk_waits_for_a_commit_that_is_streamed_before_it_is_visible(
             admin.execute("select pg_reload_conf()")
         thread.join()
         waiting.close()
-    wait_copied(daemon, read)
+    daemon.wait_until(daemon.copied)
     equal(write, read)
 
 

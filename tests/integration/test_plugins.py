@@ -21,7 +21,8 @@ from cdc.source.catalog import describe
 from cdc.source.connection import connect, connect_replication
 from cdc.source.frame import HEADER_BYTES
 from cdc.source.relations import Relations
-from cdc.source.slot import create_slot, mark_now
+from cdc.source.slot import mark_now
+from cdc.source.slot_creation import create_slot
 from cdc.source.stream import Stream
 from cdc.values import UNCHANGED
 from tests.conftest import Database, require
@@ -50,7 +51,8 @@ class Recorder:
 
     def create(self, plugin: str) -> Lsn:
         with connect_replication(self.write.dsn) as replication:
-            return create_slot(replication, self.slots[plugin], plugin)
+            slot = self.slots[plugin]
+            return create_slot(replication, slot, plugin, source=self.source, seconds=0)
 
     def options(self, plugin: str) -> dict[str, str]:
         if plugin == "pgoutput":

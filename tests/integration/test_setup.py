@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc.copy_state import Copy, Unit
 from cdc.errors import (
     CdcError,
     ChangesConsumedElsewhere,
@@ -24,12 +25,15 @@ from cdc.errors import (
     SourceUnavailable,
 )
 from cdc.lsn import Lsn
+from cdc.names import TableName
 from cdc.operate import setup
-from cdc.sink import checkpoint
+from cdc.operate.drop import drop
+from cdc.sink import checkpoint, copies
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source.connection import connect, connect_replication
-from cdc.source.slot import create_slot, drop_slot, identify, read_slot
+from cdc.source.slot import drop_slot, identify, read_slot
+from cdc.source.slot_creation import create_slot
 from tests.conftest import Configuration, Database, until
 
 Configure = Callable[..., Configuration]
@@ -80,6 +84,26 @@ def test_the_write_database_is_left_alone_but_for_slot_and_publication(
     before = write.rows(query)
     setup.set_up(configuration(plugin, mirrors=[MIRROR]).settings())
     assert write.rows(query) == before
+
+
+def test_dropping_forgets_all_bookkeeping_of_the_slot(
+    write: Database, read: Database, configuration: Configure
+) -> None:
+    settings = configuration(mirrors=[MIRROR]).settings()
+    setup.set_up(settings)
+    unit = Copy(Unit("mirror:public.t", TableName("public", "t")))
+    engine = create_engine(read.url)
+    with engine.begin() as connection:
+        for slot in (settings.source.slot, "another"):
+            copies.forget(connection, slot)
+            copies.add(connection, slot, [unit])
+    engine.dispose()
+    drop(settings)
+    assert write.slots() == []
+    assert (
+        read.rows("select slot from cdc_checkpoint union select slot from cdc_source_column") == []
+    )
+    assert read.rows("select slot from cdc_copy") == [("another",)]
 
 
 # Publications.
@@ -184,7 +208,8 @@ class Halfway:
             checkpoint.intend(self.read, self.identity)
 
     def create_slot(self) -> Lsn:
-        return create_slot(self.replication, self.slot, self.settings.source.plugin)
+        plugin = self.settings.source.plugin
+        return create_slot(self.replication, self.slot, plugin, source=self.source, seconds=0)
 
     def close(self) -> None:
         self.read.close()
@@ -390,9 +415,12 @@ def test_a_role_without_replication_is_refused_with_the_remedy(
 
 
 def test_a_plugin_that_is_not_installed_is_refused_with_the_remedy(write: Database) -> None:
-    with closing(connect_replication(write.dsn)) as replication:
+    with (
+        closing(connect(write.dsn)) as source,
+        closing(connect_replication(write.dsn)) as walsender,
+    ):
         with pytest.raises(SourceNotReady) as caught:
-            create_slot(replication, "nothing", "nosuchplugin")
+            create_slot(walsender, "nothing", "nosuchplugin", source=source, seconds=0)
         assert "nosuchplugin" in str(caught.value)
         assert caught.value.hint
 
@@ -424,8 +452,12 @@ def test_a_slot_that_is_in_use_is_waited_for(write: Database, halfway: Halfway) 
 
 
 def test_errors_of_the_write_database_are_source_errors(write: Database) -> None:
-    with closing(connect_replication(write.dsn)) as replication, pytest.raises(SourceError):
-        create_slot(replication, "Bad Name", "pgoutput")
+    with (
+        closing(connect(write.dsn)) as source,
+        closing(connect_replication(write.dsn)) as walsender,
+    ):
+        with pytest.raises(SourceError):
+            create_slot(walsender, "Bad Name", "pgoutput", source=source, seconds=0)
 
 
 def test_a_checkpoint_of_another_slot_is_no_matter(

@@ -58,6 +58,16 @@ def test_every_key_is_in_the_file_of_the_repository() -> None:
             assert shown in text, f"{section}.{key}"
 
 
+def test_rows_that_exist_are_copied_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = load(write(tmp_path, GOOD)).copy
+    assert (copy.enabled, copy.chunk_bytes, copy.max_rows_per_second) == (True, 1024**2, 0)
+    monkeypatch.setenv("CDC_COPY__ENABLED", "false")
+    copy = load(write(tmp_path, GOOD + "[copy]\nmax_rows_per_second = 5000")).copy
+    assert (copy.enabled, copy.max_rows_per_second) == (False, 5000)
+
+
 def test_the_environment_wins_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +118,11 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         (GOOD.replace("[source]", "[source]\nplugin = 'decoderbufs'"), ["source.plugin"]),
         (GOOD.replace("[source]", "[source]\npublication = ''"), ["source.publication"]),
         (GOOD.replace("[source]", "[source]\nqueue_bytes = 1"), ["source.queue_bytes"]),
+        (GOOD.replace("[source]", "[source]\nslot_wait_seconds = -1"), ["slot_wait_seconds"]),
         (GOOD.replace("[read]", "[read]\nbatch_changes = 0"), ["read.batch_changes"]),
+        (GOOD + "[copy]\nchunk_bytes = 1", ["copy.chunk_bytes"]),
+        (GOOD + "[copy]\nmax_rows_per_second = -1", ["copy.max_rows_per_second"]),
+        (GOOD + "[copy]\nenable = false", ["copy.enable", "copy.enabled"]),
         (GOOD.replace("postgresql+psycopg", "mysql+mysqldb"), ["read.url", "mysql+pymysql"]),
         (GOOD.replace("postgresql+psycopg", "oracle"), ["read.url", "oracle", "sqlite"]),
         (GOOD.replace("postgresql+psycopg", "postgresql+asyncpg"), ["read.url", "asyncpg"]),

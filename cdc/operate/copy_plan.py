@@ -1,0 +1,45 @@
+"""Which copies there are to be, by what is configured and what is stored."""
+
+import logging
+
+import sqlalchemy as sa
+
+from cdc.copy_state import Copy, State, Unit
+from cdc.projection.registry import Registry
+from cdc.sink import copies
+
+log = logging.getLogger(__name__)
+
+
+def settle(
+    connection: sa.Connection, slot: str, registry: Registry, *, enabled: bool, first: bool
+) -> dict[Unit, Copy]:
+    """Fit what is stored of copies to the projectors there are now, and give it.
+
+    Units that nobody wants any more are forgotten; new ones wait to be copied, or are skipped where
+    copying is not enabled. `first`: nothing has been streamed yet, and what was stored is of
+    another life of the slot. Otherwise a slot of which no copies are stored has been streaming
+    since before there were any: its units have their rows, and are skipped.
+
+    Call it in the transaction that stores the first checkpoint: a checkpoint without copies is
+    taken for such a slot.
+    """
+    wanted = registry.units()
+    if first:
+        copies.forget(connection, slot)
+    stored = copies.load(connection, slot) or {}
+    copies.forget(connection, slot, [unit for unit in stored if unit not in wanted])
+    before_copies = not first and not stored
+    state: State = "waiting" if enabled and not before_copies else "skipped"
+    added = [
+        Copy(unit, state=state, passes=1 + registry.shared(unit))
+        for unit in wanted
+        if unit not in stored
+    ]
+    copies.add(connection, slot, added)
+    if before_copies:
+        log.info(
+            "rows from before are not copied, for streaming began long ago: `cdc copy --all` does",
+            extra={"slot": slot},
+        )
+    return copies.load(connection, slot) or {}

@@ -1,0 +1,88 @@
+"""What the role may not do in the write database that copying rows takes."""
+
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
+
+from psycopg import sql
+from psycopg.rows import class_row
+
+from cdc.schema import SourceTable
+from cdc.source.connection import Connection, translated
+
+# Of a partitioned table, rights and policies of the partitions do not matter: rows are read by way
+# of the table itself.
+_TABLES: Final = """
+select c.oid, current_user as role, n.nspname as schema,
+       has_schema_privilege(n.oid, 'usage') as may_use,
+       has_table_privilege(c.oid, 'select') as may_read,
+       row_security_active(c.oid) as hidden
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.oid = any(%s) and c.relkind in ('r', 'p')
+"""
+# Since 17 it has a fourth argument.
+_MESSAGE: Final = """
+select oid::regprocedure::text, current_user
+from pg_proc
+where proname = 'pg_logical_emit_message' and pronamespace = 'pg_catalog'::regnamespace
+  and proargtypes[2] = 'text'::regtype and not has_function_privilege(oid, 'execute')
+"""
+
+
+class _Rights(NamedTuple):
+    oid: int
+    role: str
+    schema: str
+    may_use: bool
+    may_read: bool
+    hidden: bool
+
+
+class Lack(NamedTuple):
+    """What is missing, why it matters, what mends it."""
+
+    what: str
+    why: str
+    remedy: str
+
+
+def lacks(connection: Connection, tables: Collection[SourceTable]) -> list[Lack]:
+    """Say what would keep the daemon from copying the tables' rows; raise a SourceError."""
+    by_oid = {table.oid: table for table in tables}
+    with translated(), connection.cursor(row_factory=class_row(_Rights)) as cursor:
+        rights = cursor.execute(_TABLES, [list(by_oid)]).fetchall()
+        may_not_emit = connection.execute(_MESSAGE).fetchall()
+    found = [lack for has in rights for lack in _of_table(connection, by_oid[has.oid], has)]
+    return [*found, *(_message(connection, *row) for row in may_not_emit)]
+
+
+def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Iterator[Lack]:
+    if not has.may_use:
+        yield Lack(
+            f"{has.role} may not use schema {has.schema}, where {table.name} is",
+            "the rows that exist are copied from it",
+            _written(connection, "grant usage on schema {} to {};", (has.schema,), (has.role,)),
+        )
+    if not has.may_read:
+        yield Lack(
+            f"{has.role} may not read {table.name}",
+            "the rows that exist are copied from it",
+            _written(connection, "grant select on table {} to {};", table.name, (has.role,)),
+        )
+    if has.hidden:
+        yield Lack(
+            f"row-level security hides rows of {table.name} from {has.role}",
+            "only a part of the rows that exist could be copied",
+            _written(connection, "alter role {} bypassrls;", (has.role,)),
+        )
+
+
+def _message(connection: Connection, function: str, role: str) -> Lack:
+    return Lack(
+        f"{role} may not call {function}",
+        "its messages mark in the stream where copied rows belong",
+        _written(connection, f"grant execute on function {function} to {{}};", (role,)),
+    )
+
+
+def _written(connection: Connection, statement: str, *names: tuple[str, ...]) -> str:
+    return sql.SQL(statement).format(*(sql.Identifier(*n) for n in names)).as_string(connection)
