@@ -2,22 +2,30 @@
 
 import json
 import sys
+from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cdc.attend import attend
+from cdc.copy_state import Copy
 from cdc.daemon import Daemon
 from cdc.errors import CdcError, SettingError
 from cdc.lsn import Lsn
 from cdc.observe import logs
 from cdc.observe.logs import printable
+from cdc.observe.progress import names
 from cdc.operate.check import Finding
 from cdc.operate.check import check as find_problems
+from cdc.operate.copy import Asked, ask, wanted
+from cdc.operate.display import showing
 from cdc.operate.drop import drop as drop_pipeline
+from cdc.operate.follow import Display, Watch
 from cdc.operate.setup import set_up
 from cdc.operate.status import read_status
 from cdc.settings import load
@@ -40,6 +48,7 @@ LogFormat = Annotated[
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option("--log-level", case_sensitive=False)
 ]
+_INTERRUPTED: Final = 130
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -129,12 +138,86 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
 
       cdc status --json | jq .lag_bytes
     """
-    now = read_status(load(config)).as_dict()
+    now = read_status(load(config))
     if as_json:
-        typer.echo(json.dumps(now, indent=2))
+        typer.echo(json.dumps(now.as_dict(), indent=2))
         return
-    for name, value in now.items():
-        typer.echo(f"{name.replace('_', ' '):17} {'-' if value is None else value}")
+    for line in now.lines():
+        typer.echo(printable(line))
+
+
+@app.command()
+def copy(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TABLE", help="Source tables, or patterns: shop.orders shop.*"),
+    ] = None,
+    projectors: Annotated[
+        list[str] | None,
+        typer.Option("--projector", metavar="NAME", help="What this projector reads. Repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is projected.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin copies anew that are being made.")
+    ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask for it, and leave.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+) -> None:
+    """Copy tables again that are streamed, beside the stream; show how far it is.
+
+    The running daemon makes the copy; where there is none, this command does, and streams until it
+    is done. Closing the command leaves the daemon at it; given again, it shows the same copy.
+    Read rows stay readable; rows that the source no longer has are not looked for.
+
+    Examples:
+      cdc copy public.orders
+
+      cdc copy --projector comment_count
+
+      cdc copy --all --no-wait
+    """
+    settings = load(config)
+    named = wanted(tables or (), projectors or (), everything=everything)
+    asked = ask(settings, named, restart=restart, confirm=_confirmed_by(yes))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with closing(Watch(settings, asked.units)) as watch, showing(console) as display:
+        logs.configure(level="WARNING")
+        _tell_asked(asked, display)
+        if no_wait:
+            _tell_who_copies(watch, display)
+            return
+        is_done = attend(settings, watch, display)
+    if not is_done:
+        raise typer.Exit(_INTERRUPTED)
+    _print_copied(watch.copies)
+
+
+def _confirmed_by(yes: bool) -> Callable[[str], None]:  # noqa: FBT001
+    def confirm(text: str) -> None:
+        if not yes:
+            typer.confirm(f"{text}. Go on?", abort=True)
+
+    return confirm
+
+
+def _tell_asked(asked: Asked, display: Display) -> None:
+    named = names(asked.units)
+    for unit in asked.under_way:
+        display.say(f"{named[unit]} is being copied already; --restart begins anew")
+    for unit in asked.anew:
+        display.say(f"asked for {named[unit]}")
+
+
+def _tell_who_copies(watch: Watch, display: Display) -> None:
+    streams = watch.someone_streams()
+    display.say("the daemon copies it" if streams else "no daemon streams: the next one copies it")
+
+
+def _print_copied(copies: Collection[Copy]) -> None:
+    named = names([copy.unit for copy in copies])
+    for copy in copies:
+        typer.echo(printable(f"copied {copy.copied} rows of {named[copy.unit]}"))
 
 
 @app.command()

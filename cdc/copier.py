@@ -14,6 +14,8 @@ from cdc.copying import Copying
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.names import TableName
+from cdc.observe.metrics import Metrics
+from cdc.observe.progress import seconds
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.schema import Schema
@@ -46,6 +48,7 @@ class Copier:
     open_source: Callable[[], Connection]
     asked: Asked
     copying: Copying
+    metrics: Metrics
     chunk_bytes: int
     rows_per_second: int
 
@@ -87,6 +90,7 @@ class Copier:
         for unit, copy in self.asked.look().items():
             if unit in mine and copy.asked > mine[unit].asked:
                 self.copying.ask(copy)
+                self.metrics.copies({unit: copy})
 
     def _next(self) -> Unit | None:
         """Choose what to copy: those that are read more often first, parents before children."""
@@ -112,7 +116,7 @@ class Copier:
         self._reader = None
         now = self.copying.copies[unit]
         if now.state == "done":
-            log.info("copied", extra={**_named(unit), "rows": now.copied})
+            log.info("copied", extra={**_named(unit), "rows": now.copied, "seconds": seconds(now)})
 
     def _appends(self, unit: Unit) -> bool:
         """Tell whether rows are only ever added: what was written before cannot be told."""

@@ -17,6 +17,7 @@ from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
+from cdc.observe.progress import described
 from cdc.observe.state import State
 from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
@@ -97,6 +98,13 @@ class Daemon:
                 except Interrupted:
                     self._retry.sleep()
 
+    def stop(self, because: str) -> None:
+        """Stop taking more, and end every wait: `run` drains and returns. From any thread."""
+        self._metrics.enter(State.STOPPING)
+        log.info("stopping", extra={"because": because})
+        self._stop.set()
+        self._session.stop()
+
     # Signals.
 
     @contextmanager
@@ -116,14 +124,7 @@ class Daemon:
         self._signalled_once = True
         # In a thread: the handler interrupts the main thread, which may hold the event's lock.
         name = signal.Signals(number).name
-        threading.Thread(target=self._stop_for, args=(name,), daemon=True).start()
-
-    def _stop_for(self, reason: str) -> None:
-        """Stop taking more, and end every wait."""
-        self._metrics.enter(State.STOPPING)
-        log.info("stopping", extra={"because": reason})
-        self._stop.set()
-        self._session.stop()
+        threading.Thread(target=self.stop, args=(name,), daemon=True).start()
 
     # What can be seen.
 
@@ -163,14 +164,14 @@ class Daemon:
             changed = watch_partitions(connection, plan.partitioned, plan.attached, slot_name)
         if changed is not None and plan is self._session.plan:
             self._error = changed
-            self._stop_for(str(changed))
+            self.stop(str(changed))
 
     def _stop_at_target(self) -> None:
         target, checkpoint = self._session.target, self._writer.checkpoint
         copying = self._session.copying
         copied = copying is not None and not copying.due
         if target is not None and checkpoint is not None and checkpoint >= target and copied:
-            self._stop_for(f"reached {target}")
+            self.stop(f"reached {target}")
 
     def _routes(self) -> dict[str, Any]:
         return {
@@ -187,7 +188,7 @@ class Daemon:
         return as_json(status, {"ready": ready, "state": state.value})
 
     def describe(self) -> dict[str, Any]:
-        """Give the status: positions, lag, what is queued."""
+        """Give the status: positions, lag, what is queued, how far copies are."""
         metrics, stream = self._metrics, self._session.stream
         exchange, checkpoint = self._session.exchange, self._writer.checkpoint
         return {
@@ -203,6 +204,7 @@ class Daemon:
             "lag_seconds": round(metrics.lag_seconds(), 3),
             "queued_bytes": exchange.queued_bytes if exchange else 0,
             "transactions_applied": int(metrics.value("cdc_transactions_applied_total")),
+            "copies": [described(copy) for copy in metrics.progress.values()],
         }
 
 

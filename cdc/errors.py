@@ -24,6 +24,9 @@ CdcError
 │   └── ValueUnreadable               it asked for a value that Python's type cannot hold
 ├── SchemaChanged                 8   a source table is no longer what its read tables were made for
 │   └── CatalogOutdated               the catalog was read before that: it is read again
+├── CopyError                     9   a copy that was asked for is not made
+│   ├── NothingToCopy                 the slot has no such copy: it was not set up, or was dropped
+│   └── NotStreaming                  no daemon makes it
 ├── ServerFailed                  7   a throwaway server of `cdc demo` did not start (cdc.servers)
 ├── ProtocolError                 6   what the plugin sent cannot be read, or it left rows out
 │   └── NumberNotSent                 wal2json 2.5 sent a NaN or an infinity as null
@@ -176,6 +179,20 @@ class CatalogOutdated(SchemaChanged):
     """A source table changed after the catalog was read: it is read again."""
 
     transient = True
+
+
+class CopyError(CdcError):
+    """A copy that was asked for is not made."""
+
+    exit_code = 9
+
+
+class NothingToCopy(CopyError):
+    """There is no such copy: the pipeline was not set up, or it was dropped."""
+
+
+class NotStreaming(CopyError):
+    """No daemon streams, so nobody makes the copy."""
 
 
 class StartRefused(CdcError):

@@ -122,6 +122,7 @@ class Session:
                 self._settings, plan, source=source, replication=replication, read=read
             )
             copying = self._settled(read, plan)
+            self._metrics.copies(copying)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -257,6 +258,7 @@ class Session:
             open_source=partial(connect, self._dsn),
             asked=copies.Asked(self._reading, self._settings.source.slot),
             copying=copying,
+            metrics=self._metrics,
             chunk_bytes=2**20,
             rows_per_second=0,
         )

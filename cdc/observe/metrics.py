@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter as Counts
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain, product
 from operator import attrgetter
@@ -21,9 +21,11 @@ from prometheus_client import (
 from prometheus_client.registry import Collector
 
 from cdc.assemble import Transaction
+from cdc.copy_state import Copy, Unit
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.observe.lag import Lag
+from cdc.observe.progress import ratios
 from cdc.observe.state import State
 from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
@@ -51,6 +53,7 @@ class Metrics(Collector):
         self.lag = Lag()
         self.state = State.STARTING
         self.retrying: str | None = None
+        self.progress: dict[Unit, Copy] = {}
         self._lock = threading.Lock()
         self._unapplied: deque[tuple[Lsn, float]] = deque()
         self._received: Counts[tuple[TableName, type]] = Counts()
@@ -77,6 +80,11 @@ class Metrics(Collector):
             "cdc_transactions_applied", "Source transactions applied and committed."
         )
         self.batches_applied = counter("cdc_batches_applied", "Read-database commits.")
+        self.copy_rows = counter(
+            "cdc_copy_rows",
+            "Rows of the source table that were copied and committed, once for each projector.",
+            "table",
+        )
         self.retries = counter(
             "cdc_retries", "Attempts that failed in a way that passes.", "target", "reason"
         )
@@ -106,6 +114,12 @@ class Metrics(Collector):
             "projector",
         )
         self._states = self._gauge("cdc_state", "1 for the state the daemon is in.", "state")
+        self._copy_progress = self._gauge(
+            "cdc_copy_progress_ratio",
+            "How much of the source table is copied, by the estimate of its rows; 1 when done. Of "
+            "several projectors the one furthest behind counts.",
+            "table",
+        )
         build = self._gauge("cdc_build_info", "1, with the version as label.", "version")
         build.labels(version("cdc-daemon")).set(1)
 
@@ -116,6 +130,8 @@ class Metrics(Collector):
         """Begin every series of these tables and projectors at zero."""
         for table, kind in product(tables, KINDS):
             self.changes_received.labels(str(table), kind)
+            self.copy_rows.labels(str(table))
+            self._copy_progress.labels(str(table))
         for projector, kind in product(projectors, OPERATIONS):
             self.operations_applied.labels(projector, kind)
             self.mismatched.labels(projector)
@@ -168,12 +184,31 @@ class Metrics(Collector):
         times = [t.commit_time.timestamp() for t in batch.transactions if t.ends]
         self.commit_to_apply.observe(max(0.0, now - committed) for committed in times)
         self.transactions_applied.inc(len(times))
+        self.copies(batch.copies)
+        for source, rows in batch.copied.items():
+            self.copied(source, rows)
         self.batches_applied.inc()
         with self._lock:
             self._operations.update(self._uncommitted)
             if checkpoint is not None:
                 self._reached(checkpoint)
         self._uncommitted.clear()
+
+    def copied(self, source: TableName, rows: int) -> None:
+        """Count rows that a copy brought, once they are committed."""
+        self.copy_rows.labels(str(source)).inc(rows)
+
+    def copies(self, now: Mapping[Unit, Copy]) -> None:
+        """Note how far copies are; what was asked for anew meanwhile, or is not named, stays."""
+        with self._lock:
+            known = self.progress
+            self.progress = known | {
+                unit: copy
+                for unit, copy in now.items()
+                if unit not in known or copy.asked >= known[unit].asked
+            }
+            for source, ratio in ratios(self.progress.values()).items():
+                self._copy_progress.labels(str(source)).set(ratio)
 
     def _reached(self, checkpoint: Lsn) -> None:
         self.lag.applied(checkpoint)

@@ -1,11 +1,14 @@
 """How the pipeline stands, from the two databases: also while no daemon runs."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cdc.copy_state import Copy
+from cdc.observe.progress import described, percent, ratio, rows, summary
 from cdc.settings import Settings
-from cdc.sink import checkpoint
+from cdc.sink import checkpoint, copies
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
 from cdc.source import slot
@@ -25,10 +28,26 @@ class Status:
     lag_bytes: int | None
     last_commit_time: str | None
     verdict: str
+    copies: tuple[Copy, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as JSON's types."""
-        return asdict(self)
+        return asdict(self) | {"copies": [described(copy) for copy in self.copies]}
+
+    def lines(self) -> Iterator[str]:
+        """Give it for people: a line for each fact, and for each copy."""
+        for name, value in asdict(self).items():
+            if name != "copies":
+                yield _line(name.replace("_", " "), "-" if value is None else value)
+        yield _line("copies", summary(self.copies))
+        for copy in self.copies:
+            share = f"{percent(ratio(copy))} %, {rows(copy)}"
+            said = "skipped" if copy.state == "skipped" else f"{copy.state}, {share}"
+            yield _line("", f"{copy.unit.source} for {copy.unit.projector}: {said}")
+
+
+def _line(name: str, value: object) -> str:
+    return f"{name:17} {value}"
 
 
 def read_status(settings: Settings) -> Status:
@@ -36,7 +55,7 @@ def read_status(settings: Settings) -> Status:
     name = settings.source.slot
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
         state, wal = slot.read_slot(source, name), slot.current_lsn(source)
-    stored = _stored(settings)
+    stored, copied = _stored(settings)
     lsn = stored.lsn if stored else None
     commit_time = stored.commit_time if stored else None
     return Status(
@@ -49,13 +68,17 @@ def read_status(settings: Settings) -> Status:
         lag_bytes=max(0, wal - lsn) if lsn is not None else None,
         last_commit_time=commit_time.isoformat() if commit_time else None,
         verdict=_verdict(state, lsn is not None),
+        copies=copied,
     )
 
 
-def _stored(settings: Settings) -> checkpoint.Checkpoint | None:
+def _stored(settings: Settings) -> tuple[checkpoint.Checkpoint | None, tuple[Copy, ...]]:
     engine = create_engine(settings.read.url.get_secret_value(), reading=True)
+    name = settings.source.slot
     with closing(connect_read(engine)) as read, translated():
-        return checkpoint.load(read, settings.source.slot)
+        found = copies.load(read, name) or {}
+        in_order = sorted(found.values(), key=lambda copy: (copy.unit.source, copy.unit.projector))
+        return checkpoint.load(read, name), tuple(in_order)
 
 
 def _verdict(state: slot.SlotState | None, has_checkpoint: bool) -> str:  # noqa: FBT001
