@@ -24,6 +24,7 @@ from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
 from cdc.sink import copies, verifications
+from cdc.sink.asked import Asked
 from cdc.sink.engine import canceller, create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.source import slot
@@ -36,7 +37,7 @@ from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
 from cdc.verifier import Verifier
-from cdc.verify_state import Ledger, Verification
+from cdc.verify_state import Ledger
 from cdc.verifying import Verifying
 
 _PIECE_BYTES: Final = 1024**2
@@ -70,6 +71,7 @@ class Session:
         self.exchange: Exchange | None = None
         self._rows: CurrentRows | None = None
         self.copying: Copying | None = None
+        self._ledger = Ledger(())
 
     def hold(self, retry: Retry) -> None:
         """Stream until stopped; raise Interrupted where it ended in a way that passes.
@@ -122,6 +124,7 @@ class Session:
                 self._settings, plan, source=source, replication=replication, read=read
             )
             copying = self._settled(read, plan)
+            self._ledger = self._read_ledger(read)
             self._metrics.copies(copying)
             self._writer.resume(identity, lsn)
             self.plan = plan
@@ -250,6 +253,12 @@ class Session:
             copies.forget(read, name, [u for u in stored if u not in registry.units()])
             return copies.load(read, name) or {}
 
+    def _read_ledger(self, read: sa.Connection) -> Ledger:
+        with translated(), read.begin():
+            ledger = Ledger(verifications.load(read, self._settings.source.slot).values())
+        self._metrics.verified(ledger.all.values())
+        return ledger
+
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
         return Copier(
             registry=plan.registry,
@@ -263,22 +272,15 @@ class Session:
             rows_per_second=0,
         )
 
-    def _verifications(self) -> dict[Unit, Verification]:
-        engine = create_engine(self._settings.read.url.get_secret_value(), reading=True)
-        with closing(connect_read(engine)) as read, translated():
-            return verifications.load(read, self._settings.source.slot)
-
     def _verifier(self, plan: setup.Plan, relations: Relations, verifying: Verifying) -> Verifier:
-        copying = self.copying
+        copying, ledger = self.copying, self._ledger
         assert copying is not None  # noqa: S101  likewise
-        ledger = Ledger(self._verifications().values())
-        self._metrics.verified(ledger.all.values())
         return Verifier(
             registry=plan.registry,
             schema=plan.schema,
             relations=relations,
             open_source=partial(connect, self._dsn),
-            asked=self._verifications,
+            asked=Asked(self._reading, self._settings.source.slot, verifications.load),
             copies=lambda: copying.copies,
             done=lambda _: self._metrics.verified(ledger.all.values()),
             ledger=ledger,

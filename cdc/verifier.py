@@ -17,6 +17,7 @@ from cdc.projection.check import Check, Probe, Walk
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.schema import Schema
+from cdc.sink.asked import Asked
 from cdc.source.chunks import ChunkSize
 from cdc.source.compared import ComparedReader
 from cdc.source.connection import Connection
@@ -31,7 +32,7 @@ _LOOK_SECONDS: Final = 1.0
 class Verifier:
     """Reads what is to be compared, page after page, until nothing is left; then waits to be asked.
 
-    `asked` gives the verifications as they are stored, `copies` how far the copies are: what is
+    `asked` looks up what somebody asks for; `copies` gives how far the copies are: what is
     being copied is compared afterwards. `done` is told of each that is finished.
     """
 
@@ -39,7 +40,7 @@ class Verifier:
     schema: Schema
     relations: Relations
     open_source: Callable[[], Connection]
-    asked: Callable[[], dict[Unit, Verification]]
+    asked: Asked[Verification]
     copies: Callable[[], dict[Unit, Copy]]
     done: Callable[[Verification], None]
     ledger: Ledger
@@ -66,6 +67,8 @@ class Verifier:
         except CdcError:
             if not self._stop.is_set():  # else it was cancelled
                 raise
+        finally:
+            self.asked.close()
 
     def stop(self) -> None:
         """Stop soon, and cancel what the write database is asked for; never raise."""
@@ -80,7 +83,7 @@ class Verifier:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
         mine = self.ledger.all
-        for unit, stored in self.asked().items():
+        for unit, stored in self.asked.look().items():
             if unit not in mine or stored.asked > mine[unit].asked:
                 self.ledger.take(stored)
 

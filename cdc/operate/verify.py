@@ -1,11 +1,10 @@
 """Ask for the read tables to be compared, and say what was found: the daemon compares."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from contextlib import closing
-from typing import Any
 
 from cdc.copy_state import Unit
-from cdc.errors import NotSetUp, SettingError
+from cdc.errors import NothingToCopy, SettingError
 from cdc.operate import setup
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
@@ -14,7 +13,7 @@ from cdc.sink import verifications
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
 from cdc.source.connection import connect
-from cdc.verify_state import VERDICTS, WHOLE, Mismatch, Verification
+from cdc.verify_state import WHOLE, Verification
 
 NOT_COMPARED = "not compared: insert_only, its rows have no key"
 
@@ -25,10 +24,12 @@ def ask(
     """Ask the daemon, in the read database, for what projectors write to be compared; all: none.
 
     What is being compared in the same way goes on. Give what is compared. Raise SettingError for an
-    unknown projector or a sample that is none, NotSetUp before the first start.
+    unknown projector or a sample that is none, NothingToCopy before the first start.
     """
     if not 0 < sample <= WHOLE:
-        raise SettingError(f"--sample {sample:g} is no share", hint="give a percentage: above 0, at most 100")
+        raise SettingError(
+            f"--sample {sample:g} is no share", hint="give a percentage: above 0, at most 100"
+        )
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
         registry = setup.plan(settings, source).registry
     units = _chosen(registry, projectors)
@@ -36,7 +37,7 @@ def ask(
     engine = create_engine(settings.read.url.get_secret_value())
     with closing(connect_read(engine)) as read, translated(), read.begin():
         if not verifications.exist(read):
-            raise NotSetUp(
+            raise NothingToCopy(
                 f"slot {name} is not set up in this read database",
                 hint="`cdc run` sets it up, copies and streams; `cdc setup` sets it up alone",
             )

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from cdc import lines, row_hash
 from cdc.copy_state import Unit
-from cdc.operation import Append, Delete, Operation, Shape, Update, Upsert, key_columns, shape_of
+from cdc.operation import Append, Delete, Operation, Shape, Upsert, key_columns, shape_of
 from cdc.projection.batch import Effects, NetEffect
 from cdc.projection.check import Check, Checksum, Expected, Range, Walk
 from cdc.projection.lines import BulkPlan, Lines
