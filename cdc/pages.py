@@ -172,6 +172,7 @@ class Pages:
             estimate=self._estimate,
             walk=self.walk,
             finishes=(unit,) if self.finish and ends else (),
+            anew=after is None and not self.verification.repair,
         )
 
     def _slow_down(self, rows: int, seconds: float) -> None:

@@ -127,16 +127,26 @@ class Verifier:
     def _verify_together(self, units: Sequence[Unit]) -> None:
         """Compare from the beginning: keys that were noted before are gone."""
         judged = self._judged(units)
-        for unit in units:
-            self.ledger.take(self.ledger.current(unit).begun_anew())
         walk = Walk(judged) if judged else None
         self.verifying.walks = (walk,) if walk else ()
         try:
-            wholly = [self._verify_one(unit, walk=walk, finish=False) for unit in units]
-            if all(wholly):
+            is_whole = self._walk(units, walk)
+            if is_whole and len(units) > 1 and self._put_back(units):
+                is_whole = self._walk(units, walk)
+            if is_whole:
                 self._judge(units, walk, judged)
         finally:
             self.verifying.walks = ()
+
+    def _walk(self, units: Sequence[Unit], walk: Walk | None) -> bool:
+        for unit in units:
+            self.ledger.take(self.ledger.current(unit).begun_anew())
+        return all(self._verify_one(unit, walk=walk, finish=False) for unit in units)
+
+    def _put_back(self, units: Sequence[Unit]) -> bool:
+        """Tell whether missing rows were put back: others may have to set columns of them."""
+        now = [self.ledger.current(unit) for unit in units]
+        return any(one.repair and one.missing for one in now)
 
     def _judged(self, units: Sequence[Unit]) -> dict[sa.Table, Unit]:
         """Choose the read tables whose writers are all walked whole, and who answers for each."""

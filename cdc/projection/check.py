@@ -70,7 +70,8 @@ class Check:
     `after` is how far the unit has to be by then, and `last` how far it is afterwards. `count` and
     `skipped` are source rows compared and left out. Nothing but the rows expected may be in
     `within`. `walk` notes the keys of the rows expected; of `judged` tables, each with the unit
-    that answers for it, all the rest is extra. `finishes` are units that are done with it.
+    that answers for it, all the rest is extra. `finishes` are units that are done with it. `anew`
+    tells that keys kept from before are to be forgotten.
     `results` are set when it has been worked out: none, where it came to nothing.
     """
 
@@ -89,6 +90,7 @@ class Check:
     judged: Sequence[tuple[sa.Table, Unit]] = ()
     finishes: Sequence[Unit] = ()
     note: str | None = None
+    anew: bool = False
     results: list[Verification] | None = field(default=None, init=False)
 
     def committed(self) -> None:

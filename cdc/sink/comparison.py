@@ -101,17 +101,14 @@ class Comparison:
 
     def _note(self, table: sa.Table, effects: Effects) -> None:
         key = key_columns(table)
-        rows: dict[Shape, list[tuple[Any, ...]]] = defaultdict(list)
-        named: list[tuple[Shape, Any]] = [
-            (write.shape, write_key)
-            for write_key, write in effects.writes.items()
-            if isinstance(write, Upsert)
-        ]
-        named += [(move.shape, move.key) for move in effects.moves.values()]
+        named: dict[Any, Shape] = {move.key: move.shape for move in effects.moves.values()}
+        for write_key, write in effects.writes.items():
+            if isinstance(write, Upsert):
+                named[write_key] = write.shape
         if effects.lines is not None:
-            shape = effects.lines.plan.shape
-            named += [(shape, line_key) for line_key in effects.lines.by_key()]
-        for shape, value in named:
+            named |= dict.fromkeys(effects.lines.by_key(), effects.lines.plan.shape)
+        rows: dict[Shape, list[tuple[Any, ...]]] = defaultdict(list)
+        for value, shape in named.items():
             rows[shape.subset(key)].append((value,) if len(key) == 1 else value)
         for shape, values in rows.items():
             self._load(Expected(Upsert, shape, values, exists=True))
@@ -146,6 +143,8 @@ class Comparison:
             return []
         if check.checksum is not None and not self._agrees(check.checksum, check.within):
             return []
+        if check.anew:
+            verifications.forget_keys(*self._at(check.unit))
         wrong = self._wrong(check)
         mended = before.repair and bool(wrong) and self._is_mended(check, wrong)
         counts: dict[Unit, Counter[Verdict]] = defaultdict(Counter)

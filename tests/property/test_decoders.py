@@ -15,11 +15,11 @@ from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.schema import Schema
+from cdc.snapshot import Snapshot
 from cdc.source import pgoutput, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import connect
 from cdc.source.relations import Relations
-from cdc.snapshot import Snapshot
 from cdc.values import UNCHANGED
 from tests.conftest import Database, require
 

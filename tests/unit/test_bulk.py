@@ -28,10 +28,10 @@ from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
+from cdc.snapshot import Snapshot
 from cdc.source.cut_rows import Encoding, JsonText, PlainText
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
-from cdc.snapshot import Snapshot
 from cdc.source.wal2json import Wal2Json
 from cdc.values import UNCHANGED, Text
 from tests.unit.test_lines import parsed

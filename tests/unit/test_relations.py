@@ -9,8 +9,8 @@ from cdc.operation import Operation
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
-from cdc.source.relations import Relations
 from cdc.snapshot import Snapshot
+from cdc.source.relations import Relations
 
 T = TableName("public", "t")
 BEFORE, AFTER = 99, 100

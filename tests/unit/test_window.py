@@ -62,9 +62,15 @@ def test_a_row_nothing_happened_to_stays() -> None:
         ([deleted("1")], []),
         ([deleted("1"), inserted("1", "c", "d")], [("1", "c", "d")]),
         ([update("5", "new", UNCHANGED, old="1")], [("5", "new", "big")]),
-        ([update("5", "n", UNCHANGED, old="1"), update("1", "m", UNCHANGED, old="5")], [("1", "m", "big")]),
+        (
+            [update("5", "n", UNCHANGED, old="1"), update("1", "m", UNCHANGED, old="5")],
+            [("1", "m", "big")],
+        ),
         ([update("5", "n", UNCHANGED, old="1"), deleted("5")], []),
-        ([update("5", "n", UNCHANGED, old="1"), inserted("1", "c", "d")], [("1", "c", "d"), ("5", "n", "big")]),
+        (
+            [update("5", "n", UNCHANGED, old="1"), inserted("1", "c", "d")],
+            [("1", "c", "d"), ("5", "n", "big")],
+        ),
         ([Truncated(T)], []),
         ([Truncated(T), inserted("7", "c", "d")], [("7", "c", "d")]),
     ],
