@@ -269,7 +269,7 @@ def written(write: Database, tables: list[str]) -> Iterator[None]:
     def work(seed: int) -> None:
         chance = random.Random(seed)
         with write.connect() as connection:
-            while not stop.is_set():
+            while not stop.wait(0.003):  # no faster than the slowest read database
                 keys = {name: chance.randrange(1, 6000) for name in ("a", "b")}
                 literals = {name: f"'{key}'" for name, key in keys.items()}
                 with suppress(psycopg.errors.UniqueViolation):
