@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
-from benchmarks import latency, measure, profiling, report
+from benchmarks import beside, copies, latency, measure, profiling, report
 from benchmarks.arena import Arena, arena
 from benchmarks.contestants import Ceiling, Contestant, Native, Ours, Plugin, publish
 from benchmarks.errors import BenchError
@@ -23,9 +23,11 @@ _BACKLOGS: Final[dict[str, Callable[[float], Workload]]] = {
     "million": Million.scaled,
     "big": Big.scaled,
 }
-_ALL: Final = ("tpcb", "million", "latency", "big")
+_ALL: Final = ("tpcb", "million", "latency", "big", "copy", "copy-latency")
 _PLUGINS: Final[tuple[Plugin, ...]] = ("wal2json", "pgoutput")
 _MODES: Final[tuple[profiling.Mode, ...]] = ("cpu", "gil")
+
+_C = TypeVar("_C", bound=Contestant)
 
 console = Console(width=160)
 
@@ -48,6 +50,15 @@ def main() -> int:
             latencies = _latencies(installation, plugins, arguments)
             report.print_latencies(console, latencies)
             document["latency"] = [latency.as_json(found) for found in latencies]
+            void |= any(found.void for found in latencies)
+        elif name == "copy":
+            results = _copies(installation, plugins, arguments)
+            document["results"] += [result.as_json() for result in results]
+            void |= any(result.void for result in results)
+        elif name == "copy-latency":
+            latencies = _beside(installation, plugins, arguments)
+            report.print_latencies(console, latencies, beside.TITLE)
+            document["copy_latency"] = [latency.as_json(found) for found in latencies]
             void |= any(found.void for found in latencies)
         else:
             workload = _BACKLOGS[name](arguments.scale)
@@ -77,6 +88,20 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=1, help="rounds in turn; medians are shown")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink or grow the workloads")
+    parser.add_argument(
+        "--copy-rows",
+        type=int,
+        default=copies.ROWS,
+        metavar="N",
+        help=f"rows of the table that is copied (default: {copies.ROWS:,}), before --scale",
+    )
+    parser.add_argument(
+        "--copy-chunk-bytes",
+        type=int,
+        default=copies.CHUNK_BYTES,
+        metavar="N",
+        help="the daemon's copy.chunk_bytes (default: its own)",
+    )
     parser.add_argument("--no-ceiling", action="store_true", help="leave the ceilings out")
     parser.add_argument("--no-native", action="store_true", help="leave native out (no ratios)")
     parser.add_argument(
@@ -190,7 +215,7 @@ def _profiled(
     ]
 
 
-def _in_turn(contestants: Sequence[Contestant], number: int) -> list[Contestant]:
+def _in_turn(contestants: Sequence[_C], number: int) -> list[_C]:
     """Begin each round with another one: none is always first."""
     first = (number - 1) % len(contestants)
     return [*contestants[first:], *contestants[:first]]
@@ -198,7 +223,7 @@ def _in_turn(contestants: Sequence[Contestant], number: int) -> list[Contestant]
 
 def _measured(contestant: Contestant, backlog: Backlog, number: int) -> Result:
     result = measure.measure(contestant, backlog, number)
-    figure = "void" if result.void else f"{result.rate:,.0f} changes/s"
+    figure = "void" if result.void else f"{result.rate:,.0f}/s"
     _say(f"round {number}: {contestant.name}: {figure}")
     return result
 
@@ -220,6 +245,66 @@ def _latencies(
                 found.append(latency.measure(place, contestant, workload, number))
                 _say(f"latency, round {number}: {contestant.name}")
     return found
+
+
+def _copies(
+    installation: Installation, plugins: Sequence[Plugin], arguments: argparse.Namespace
+) -> list[Result]:
+    """Let each copy the same table into a fresh database, each round in another order."""
+    workload = copies.Table(_rows(arguments))
+    results = []
+    with arena(installation) as place:
+        workload.prepare(place)
+        publish(place, workload.tables)
+        backlog = copies.filled(place, workload)
+        _say(f"{workload.title}: table made")
+        for number in range(1, arguments.rounds + 1):
+            line_up: list[Contestant] = [
+                *_copying(place, workload, plugins, arguments, number),
+                copies.Pipe(place, workload, f"r{number}"),
+            ]
+            for contestant in _in_turn(line_up, number):
+                contestant.prepare()
+                results.append(_measured(contestant, backlog, number))
+    report.print_results(console, backlog, results)
+    return results
+
+
+def _beside(
+    installation: Installation, plugins: Sequence[Plugin], arguments: argparse.Namespace
+) -> list[Latency]:
+    workload = beside.Beside(_rows(arguments))
+    found = []
+    with arena(installation) as place:
+        if not latency.is_possible(place):
+            raise BenchError("latency needs pg_waldump, which this server does not have")
+        workload.prepare(place)
+        publish(place, workload.tables)
+        backlog = copies.filled(place, workload)
+        for number in range(1, arguments.rounds + 1):
+            for contestant in _in_turn(
+                _copying(place, workload, plugins, arguments, number), number
+            ):
+                found.append(beside.measure(place, contestant, backlog, number))
+                _say(f"latency beside a copy, round {number}: {contestant.name}")
+    return found
+
+
+def _copying(
+    place: Arena,
+    workload: Workload,
+    plugins: Sequence[Plugin],
+    arguments: argparse.Namespace,
+    number: int,
+) -> list[copies.Copying]:
+    found = copies.contestants(
+        place, workload, f"r{number}", plugins=plugins, chunk_bytes=arguments.copy_chunk_bytes
+    )
+    return found[1:] if arguments.no_native else found
+
+
+def _rows(arguments: argparse.Namespace) -> int:
+    return max(1000, round(arguments.copy_rows * arguments.scale))
 
 
 def _say(text: str) -> None:

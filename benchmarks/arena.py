@@ -31,6 +31,7 @@ SETTINGS: Final[Mapping[str, str | int | bool]] = {
     "autovacuum": True,
 }
 _GENERATOR: Final = "-c synchronous_commit=off"  # quicker to prepare; the WAL's content is the same
+_ENVIRONMENT: Final[dict[str, str]] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 _LEAVE_SECONDS: Final = 60.0
 
 Counts = Mapping[str, tuple[int, str]]
@@ -60,13 +61,31 @@ class Arena:
     ) -> str:
         """Run pgbench, by default at the source; give what it printed."""
         dsn = (server or self.source).dsn(dbname)
-        command = [str(self.installation.bin / "pgbench"), *arguments, dsn]
-        environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-        environment |= {} if durable else {"PGOPTIONS": _GENERATOR}
+        command = [self._pgbench, *arguments, dsn]
+        environment = _ENVIRONMENT | ({} if durable else {"PGOPTIONS": _GENERATOR})
         ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if ran.returncode != 0:
             raise BenchError(f"pgbench failed: {ran.stderr.strip()[-500:]}")
         return ran.stdout
+
+    @contextmanager
+    def pgbench_meanwhile(self, *arguments: str) -> Iterator[None]:
+        """Run pgbench at the source until the block ends; raise BenchError if it ended before."""
+        command = [self._pgbench, *arguments, self.source.dsn(SOURCE_DB)]
+        running = subprocess.Popen(
+            command, env=_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield
+            if running.poll() is not None:
+                raise BenchError(f"pgbench ended with {running.returncode}")
+        finally:
+            running.terminate()
+            running.wait()
+
+    @property
+    def _pgbench(self) -> str:
+        return str(self.installation.bin / "pgbench")
 
     def settle(self) -> None:
         """Bring both servers to the same state before a measurement."""

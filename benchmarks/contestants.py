@@ -38,6 +38,7 @@ class Contestant(ABC):
     label: str
     name: str = field(init=False)
     has_database: bool = field(default=True, init=False)
+    streams: bool = field(default=True, init=False)  # from a slot of the contestant's name alone
 
     @property
     def key(self) -> str:
@@ -64,6 +65,10 @@ class Contestant(ABC):
     def pids(self) -> Mapping[str, int]:
         """Name its processes by role; the walsender is found by whoever measures."""
 
+    def ended_seconds(self) -> Mapping[str, float]:
+        """Give the CPU seconds, by role, of its processes that have ended."""
+        return {}
+
     @abstractmethod
     def stop(self) -> None:
         """Stop streaming, in an orderly way."""
@@ -79,7 +84,7 @@ class Contestant(ABC):
             self.arena.drop_read_database(self.key)
 
 
-class _Watcher:
+class Watcher:
     """A connection to the read database that sees what its readers see."""
 
     def __init__(self, arena: Arena, dbname: str) -> None:
@@ -120,7 +125,7 @@ class Native(Contestant):
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
-        self._watcher = _Watcher(self.arena, self.key)
+        self._watcher = Watcher(self.arena, self.key)
         self._psql(f"alter subscription {self.key} enable")
 
     def require_alive(self) -> None:
@@ -154,6 +159,7 @@ class Ours(Contestant):
     """This daemon, as its command starts it."""
 
     plugin: Plugin
+    copying: str = field(default="enabled = false\n", init=False)  # the rows are there already
 
     def __post_init__(self) -> None:
         self.name = f"cdc-{self.plugin}"
@@ -162,8 +168,11 @@ class Ours(Contestant):
     def prepare(self) -> None:
         """Let the first start make the slot and the checkpoint over tables that hold the rows."""
         self.arena.create_read_database(self.key)
-        self._folder = tempfile.TemporaryDirectory(prefix="cdc-bench-")
-        self._config.write_text(self._settings())
+        self._configure(self.workload.tables)
+        self._run_once()
+
+    def _run_once(self) -> None:
+        """Let it make what it needs, and stop."""
         with self.log_path.open("ab") as log:
             ran = subprocess.run(
                 [*self._command, "--until", "now"],
@@ -174,6 +183,10 @@ class Ours(Contestant):
             )
         if ran.returncode != 0:
             raise BenchError(f"the first start ended with {ran.returncode}: {self._log_end()}")
+
+    def _configure(self, tables: Sequence[str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="cdc-bench-")
+        self._config.write_text(self._settings(tables))
 
     @property
     def _config(self) -> Path:
@@ -192,21 +205,21 @@ class Ours(Contestant):
         assert self._process is not None
         return self._process.pid
 
-    def _settings(self) -> str:
+    def _settings(self, tables: Sequence[str]) -> str:
         mirrors = "".join(
             f'[[projection.mirrors]]\nsource = "public.{table}"\n'
             + ("insert_only = true\n" if table in self.workload.keyless else "")
-            for table in (*self.workload.tables, END_TABLE)
+            for table in (*tables, END_TABLE)
         )
         return (
             f'[source]\ndsn = "{self.arena.source.dsn(SOURCE_DB)}"\nslot = "{self.key}"\n'
             f'plugin = "{self.plugin}"\npublication = "{self.key}"\n'
             f'[read]\nurl = "{self.arena.read.url(self.key)}"\n'
-            f'[http]\nlisten = "127.0.0.1:0"\n{mirrors}'
+            f'[http]\nlisten = "127.0.0.1:0"\n[copy]\n{self.copying}{mirrors}'
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
-        self._watcher = _Watcher(self.arena, self.key)
+        self._watcher = Watcher(self.arena, self.key)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
 

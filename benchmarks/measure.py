@@ -12,7 +12,7 @@ from benchmarks.arena import Arena
 from benchmarks.contestants import Contestant
 from benchmarks.errors import BenchError
 from benchmarks.workloads import Backlog
-from cdc.servers import Server, process
+from cdc.servers import Server
 
 _POLL_SECONDS: Final = 0.01
 _LONGEST_SECONDS: Final = 1800.0
@@ -45,22 +45,19 @@ class Cpu:
     """CPU seconds of both servers' processes, from here on."""
 
     def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-        self._before = {pid: _cpu_seconds(pid) for pid in self._pids()}
-
-    def _pids(self) -> list[int]:
-        return [pid for server in self._servers() for pid in (server.pid, *_family(server))]
-
-    def _servers(self) -> tuple[Server, Server]:
-        return self._arena.source, self._arena.read
+        self._servers = {"source others": arena.source, "read others": arena.read}
+        self._totals = {name: _total(server) for name, server in self._servers.items()}
+        self._before = {
+            pid: _cpu_seconds(pid) for server in self._servers.values() for pid in _family(server)
+        }
 
     def since(self, roles: Mapping[str, int]) -> dict[str, float]:
         """Give the seconds by role, and of each server what no role accounts for."""
         spent = {role: self._spent(pid) for role, pid in roles.items() if pid}
-        known = set(roles.values())
-        for name, server in zip(("source others", "read others"), self._servers(), strict=True):
-            rest = [pid for pid in (server.pid, *_family(server)) if pid not in known]
-            spent[name] = sum(self._spent(pid) for pid in rest)
+        for name, server in self._servers.items():
+            family = _family(server)
+            known = sum(self._spent(pid) for pid in set(roles.values()) if pid in family)
+            spent[name] = _total(server) - self._totals[name] - known
         return {role: round(seconds, 2) for role, seconds in spent.items()}
 
     def _spent(self, pid: int) -> float:
@@ -68,7 +65,22 @@ class Cpu:
 
 
 def _family(server: Server) -> list[int]:
-    return process.children(server.pid)
+    """Give the server's processes, also those that have ended and wait to be counted by it."""
+    return [child.pid for child in psutil.Process(server.pid).children()]
+
+
+def _total(server: Server) -> float:
+    """Give the seconds of a server's processes, also of those that have ended."""
+    while True:
+        ended = _ended_seconds(server)
+        total = ended + sum(map(_cpu_seconds, (server.pid, *_family(server))))
+        if _ended_seconds(server) == ended:  # else one ended meanwhile, and may be left out
+            return total
+
+
+def _ended_seconds(server: Server) -> float:
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.children_user + times.children_system)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -109,8 +121,8 @@ def _run(contestant: Contestant, backlog: Backlog, result: Result) -> None:
         cpu, begin = Cpu(arena), time.monotonic()
         contestant.start(backlog)
         try:
-            walsender = _streaming(source, contestant, begin)
-            result.startup_seconds = time.monotonic() - begin
+            walsender = _streaming(source, contestant, begin) if contestant.streams else 0
+            result.startup_seconds = time.monotonic() - begin if walsender else 0.0
             _wait(contestant, begin)
             result.seconds = time.monotonic() - begin
             _sample(contestant, cpu, walsender, result)
@@ -141,6 +153,7 @@ def _sample(contestant: Contestant, cpu: Cpu, walsender: int, result: Result) ->
     roles = {"walsender": walsender, **contestant.pids()}
     result.cpu_seconds = cpu.since(roles)
     result.cpu_seconds.pop("watcher", None)
+    result.cpu_seconds |= contestant.ended_seconds()
     if (pid := roles.get("daemon")) is not None:
         result.peak_bytes = peak_bytes(pid)
         threads = psutil.Process(pid).threads()

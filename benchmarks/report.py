@@ -73,10 +73,13 @@ def ratios(results: Sequence[Result]) -> dict[str, float]:
 
 def print_results(console: Console, backlog: Backlog, results: Sequence[Result]) -> None:
     """Print a workload's table: medians over the rounds."""
-    wal = backlog.wal_bytes / _MEBIBYTE
-    table = Table(title=f"{backlog.workload.title} ({backlog.total:,} changes, {wal:,.0f} MiB WAL)")
+    title, unit = backlog.workload.title, "rows/s"
+    if backlog.wal_bytes:
+        wal = backlog.wal_bytes / _MEBIBYTE
+        title, unit = f"{title} ({backlog.total:,} changes, {wal:,.0f} MiB WAL)", "changes/s"
+    table = Table(title=title)
     table.add_column("contestant")
-    for name in ("changes/s", "x native", "seconds", "start s"):
+    for name in (unit, "x native", "seconds", "start s"):
         table.add_column(name, justify="right")
     for name in _CPU_COLUMNS:
         table.add_column(f"CPU s\n{name}", justify="right")
@@ -118,9 +121,13 @@ def _mebibytes(values: Sequence[int | None]) -> str:
     return f"{max(known) / _MEBIBYTE:,.0f}" if known else ""
 
 
-def print_latencies(console: Console, latencies: Sequence[Latency]) -> None:
+def print_latencies(
+    console: Console,
+    latencies: Sequence[Latency],
+    title: str = "commit to visible, milliseconds, single-row transactions",
+) -> None:
     """Print commit-to-visible times."""
-    table = Table(title="commit to visible, milliseconds, single-row transactions")
+    table = Table(title=title)
     table.add_column("contestant")
     for name in ("wanted/s", "written/s", "samples", "p50", "p90", "p99", "p99.9", "max"):
         table.add_column(name, justify="right")

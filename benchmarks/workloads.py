@@ -82,7 +82,7 @@ class Tpcb:
         arena.pgbench("-n", "-c", str(self._CLIENTS), "-j", "2", "-t", str(each), "-M", "prepared")
 
 
-_ITEMS: Final = """
+ITEMS: Final = """
 create table items (
     id bigint primary key,
     customer int not null,
@@ -93,7 +93,7 @@ create table items (
     updated_at timestamptz not null
 )
 """
-_INSERT_ITEMS: Final = """
+INSERT_ITEMS: Final = """
 insert into items
 select i, i % 1000, 'name ' || i, case when i % 3 > 0 then 'a note about item ' || i end,
        (i % 100000) / 100.0, i % 2 = 0, timestamptz '2026-01-01' + i * interval '1 second'
@@ -134,13 +134,13 @@ class Million:
         )
 
     def prepare(self, arena: Arena) -> None:
-        arena.source.psql(_ITEMS, SOURCE_DB)
-        arena.read.psql(_ITEMS, TEMPLATE_DB)
+        arena.source.psql(ITEMS, SOURCE_DB)
+        arena.read.psql(ITEMS, TEMPLATE_DB)
 
     def generate(self, arena: Arena) -> None:
         counts = self.changes
         with arena.connect_source() as connection:
-            _in_transactions(connection, _INSERT_ITEMS, 1, counts["I"])
+            _in_transactions(connection, INSERT_ITEMS, 1, counts["I"])
             _in_transactions(connection, _UPDATE_ITEMS, 1, counts["U"])
             _in_transactions(connection, _DELETE_ITEMS, counts["U"] + 1, counts["I"])
 
@@ -177,12 +177,12 @@ class Big:
         return {"I": self.rows, "U": 0, "D": 0}
 
     def prepare(self, arena: Arena) -> None:
-        arena.source.psql(_ITEMS, SOURCE_DB)
-        arena.read.psql(_ITEMS, TEMPLATE_DB)
+        arena.source.psql(ITEMS, SOURCE_DB)
+        arena.read.psql(ITEMS, TEMPLATE_DB)
 
     def generate(self, arena: Arena) -> None:
         with arena.connect_source() as connection:
-            connection.execute(_INSERT_ITEMS.format(first=1, last=self.rows).encode())
+            connection.execute(INSERT_ITEMS.format(first=1, last=self.rows).encode())
 
 
 @dataclass(frozen=True)

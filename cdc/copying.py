@@ -238,7 +238,7 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
         copy,
         state="copying",
         copied=copy.copied + chunk.count,
-        expected=chunk.expected if copy.expected is None else copy.expected,
+        expected=_expected(copy, chunk),
         started_at=copy.started_at or now,
         again=tuple(key for key in copy.again if key not in chunk.keys),
     )
@@ -249,6 +249,13 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     if copy.passes > 1:
         return replace(copy, passes=copy.passes - 1, reached=None)
     return replace(copy, state="done")
+
+
+def _expected(copy: Copy, chunk: Chunk) -> int | None:
+    """Give how many rows the copy will have read in all its passes, about."""
+    if copy.expected is not None or chunk.expected is None:
+        return copy.expected
+    return chunk.expected * copy.passes
 
 
 def _picked(text: bytes, relation: Relation, plan: BulkPlan) -> bytes:

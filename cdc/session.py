@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from cdc.assemble import Assembler
 from cdc.copier import Copier
-from cdc.copy_state import Copy, Unit
 from cdc.copying import Copying
 from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
@@ -120,12 +119,11 @@ class Session:
             former = setup.prepare(read, plan, self._settings, source=source, since=since)
             self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
-            identity, lsn = setup.begin(
+            identity, lsn, stored = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
-            copying = self._settled(read, plan)
             self._ledger = self._read_ledger(read)
-            self._metrics.copies(copying)
+            self._metrics.copies(stored)
             self._writer.resume(identity, lsn)
             self.plan = plan
             self._find_target(source)
@@ -133,7 +131,7 @@ class Session:
             stream = self._new_stream(plan, former, relations, replication)
             nulls = self._start(stream, plan, source, lsn=lsn)
             self.copying = Copying(
-                plan.registry, copying.values(), takes_lines=self._writer.takes_lines
+                plan.registry, stored.values(), takes_lines=self._writer.takes_lines
             )
             return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
@@ -243,16 +241,6 @@ class Session:
             source_stopping=self.source_stopping,
         )
 
-    def _settled(self, read: sa.Connection, plan: setup.Plan) -> dict[Unit, Copy]:
-        name, registry = self._settings.source.slot, plan.registry
-        with translated(), read.begin():
-            stored = copies.load(read, name) or {}
-            missing = [u for u in registry.units() if u not in stored]
-            passes = {u: 1 + registry.shared(u) for u in missing}
-            copies.add(read, name, [Copy(u, passes=passes[u]) for u in missing])
-            copies.forget(read, name, [u for u in stored if u not in registry.units()])
-            return copies.load(read, name) or {}
-
     def _read_ledger(self, read: sa.Connection) -> Ledger:
         with translated(), read.begin():
             ledger = Ledger(verifications.load(read, self._settings.source.slot).values())
@@ -260,6 +248,7 @@ class Session:
         return ledger
 
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
+        copy = self._settings.copy
         return Copier(
             registry=plan.registry,
             schema=plan.schema,
@@ -268,12 +257,12 @@ class Session:
             asked=copies.Asked(self._reading, self._settings.source.slot),
             copying=copying,
             metrics=self._metrics,
-            chunk_bytes=2**20,
-            rows_per_second=0,
+            chunk_bytes=copy.chunk_bytes,
+            rows_per_second=copy.max_rows_per_second,
         )
 
     def _verifier(self, plan: setup.Plan, relations: Relations, verifying: Verifying) -> Verifier:
-        copying, ledger = self.copying, self._ledger
+        copying, ledger, settings = self.copying, self._ledger, self._settings.copy
         assert copying is not None  # noqa: S101  likewise
         return Verifier(
             registry=plan.registry,
@@ -285,8 +274,8 @@ class Session:
             done=lambda _: self._metrics.verified(ledger.all.values()),
             ledger=ledger,
             verifying=verifying,
-            chunk_bytes=2**20,
-            rows_per_second=0,
+            chunk_bytes=settings.chunk_bytes,
+            rows_per_second=settings.max_rows_per_second,
         )
 
     def _relations(self, plan: setup.Plan, former: Former) -> Relations:

@@ -129,7 +129,7 @@ def _stored(settings: Settings, units: Iterable[Unit]) -> dict[Unit, Copy]:
         if unit not in stored:
             raise NothingToCopy(
                 f"{unit.source} for {unit.projector} is new in the configuration",
-                hint="start the daemon again: it copies what is new",
+                hint="start the daemon again: it takes up what is new",
             )
     return stored
 

@@ -37,9 +37,26 @@ def settle(
         if unit not in stored
     ]
     copies.add(connection, slot, added)
+    if state == "waiting":
+        _tell_filled(connection, registry, {copy.unit.projector for copy in added})
     if before_copies:
         log.info(
             "rows from before are not copied, for streaming began long ago: `cdc copy --all` does",
             extra={"slot": slot},
         )
     return copies.load(connection, slot) or {}
+
+
+def _tell_filled(connection: sa.Connection, registry: Registry, projectors: set[str]) -> None:
+    """Say where a first copy may leave rows that the source has not any more."""
+    tables = {table for name in projectors for table in registry.projector(name).into}
+    inspector = sa.inspect(connection)
+    for table in sorted(tables, key=lambda table: table.fullname):
+        if not inspector.has_table(table.name, table.schema):
+            continue
+        if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():
+            log.warning(
+                "a read table that is about to be copied has rows already: those whose source rows "
+                "are gone may stay; `cdc verify` lists them",
+                extra={"table": table.fullname},
+            )

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from cdc.copy_state import Copy, Unit
 from cdc.errors import CdcError, RegistryError
 from cdc.lsn import Lsn
 from cdc.names import TableName
-from cdc.operate import schema_change
+from cdc.operate import copy_plan, schema_change
 from cdc.operate.schema_change import AT_START, Former
 from cdc.operate.startup import Start, decide
 from cdc.operate.watch import refuse_filled
@@ -222,6 +223,14 @@ def examine(
     return Found(start, state, stored, system)
 
 
+class Begun(NamedTuple):
+    """Whose stream begins, and where; and which copies there are to be."""
+
+    identity: checkpoint.Identity
+    lsn: Lsn
+    copies: dict[Unit, Copy]
+
+
 def begin(
     settings: Settings,
     plan: Plan,
@@ -229,7 +238,7 @@ def begin(
     source: Connection,
     replication: Connection,
     read: sa.Connection,
-) -> tuple[checkpoint.Identity, Lsn]:
+) -> Begun:
     """Find where to begin, creating the slot on the first start.
 
     Raise a StartRefused where beginning would lose or double changes.
@@ -240,7 +249,9 @@ def begin(
     start, state, stored = found.start, found.slot, found.checkpoint
     _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
-        return identity, stored.lsn
+        with translated(), read.begin():
+            copies = _settle(settings, plan, read, first=False)
+        return Begun(identity, stored.lsn, copies)
     with translated(), read.begin():
         checkpoint.intend(read, identity)
     if start is Start.ADOPT_SLOT and state is not None and state.confirmed_flush is not None:
@@ -249,8 +260,16 @@ def begin(
         wait = settings.source.slot_wait_seconds
         lsn = _create_slot(replication, identity, source=source, read=read, seconds=wait)
     with translated(), read.begin():
+        copies = _settle(settings, plan, read, first=True)
         checkpoint.advance(read, identity, old=None, new=lsn, commit_time=None)
-    return identity, lsn
+    return Begun(identity, lsn, copies)
+
+
+def _settle(
+    settings: Settings, plan: Plan, read: sa.Connection, *, first: bool
+) -> dict[Unit, Copy]:
+    name, enabled = settings.source.slot, settings.copy.enabled
+    return copy_plan.settle(read, name, plan.registry, enabled=enabled, first=first)
 
 
 def _create_slot(
@@ -288,7 +307,7 @@ def set_up(settings: Settings) -> Lsn:
             found = examine(settings, source=source, replication=replication, read=read)
             since = None if found.first else AT_START
             prepare(read, wanted, settings, source=source, since=since)
-            _, lsn = begin(settings, wanted, source=source, replication=replication, read=read)
+            begun = begin(settings, wanted, source=source, replication=replication, read=read)
     finally:
         writer.close()
-    return lsn
+    return begun.lsn

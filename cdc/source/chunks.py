@@ -1,14 +1,16 @@
 """Read chunks of a source table, each in a snapshot of its own."""
 
 import select
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn
 
 from cdc import lines
 from cdc.change import Relation
@@ -89,6 +91,14 @@ class Page:
     ends: bool
 
 
+class Piece(NamedTuple):
+    """Rows, how many, and the line of the last."""
+
+    text: bytes
+    rows: int
+    line: bytes | memoryview
+
+
 class ChunkSize:
     """How many rows to read next: about so many bytes, and not for long."""
 
@@ -157,9 +167,9 @@ class ChunkReader:
             statement = sql.SQL("{} {} order by {} limit {}").format(
                 self._select, after_it, order.by, sql.Literal(rows)
             )
-            parts = list(self._copied(statement))
-        last = self._key_of(parts[-1]) if parts else None
-        return Page(b"".join(parts), len(parts), last, len(parts) < rows)
+            text, count, line = self._copied(statement)
+        last = self._key_of(line) if count else None
+        return Page(text, count, last, count < rows)
 
     def read_keys(self, keys: Sequence[Key]) -> Page:
         """Read the rows that have these keys, in no order; `last` and `ends` tell nothing."""
@@ -167,26 +177,18 @@ class ChunkReader:
             return Page(b"", 0, None, ends=False)
         with self._described():
             among = self._key_order().among(keys)
-            parts = list(self._copied(sql.SQL("{} join {}").format(self._select, among)))
-        return Page(b"".join(parts), len(parts), None, ends=False)
+            text, count, _ = self._copied(sql.SQL("{} join {}").format(self._select, among))
+        return Page(text, count, None, ends=False)
 
     def read_all(self, size: int) -> Iterator[tuple[bytes, int]]:
         """Read the whole table, in no order: pieces of about so many bytes, and their rows.
 
         Nothing else may be asked of the reader until they are exhausted, but to be closed.
         """
-        parts: list[Any] = []
-        length = 0
         with self._described():
             self._opened().execute(_WHOLE)
-            for part in self._copied(self._select):
-                parts.append(part)
-                length += len(part)
-                if length >= size:
-                    yield b"".join(parts), len(parts)
-                    parts, length = [], 0
-        if parts:
-            yield b"".join(parts), len(parts)
+            for text, count, _ in self._pieces(self._select, size):
+                yield text, count
 
     def mark(self) -> Lsn:
         """Write the watermark into the WAL, commit, and give its position.
@@ -256,31 +258,28 @@ class ChunkReader:
         (values,) = lines.decode(bytes(line))
         return tuple(str(value) for value in self.relation.key_of(values))
 
-    def _copied(self, query: sql.Composed) -> Iterator[memoryview]:
-        """Give the rows of a query, each a line.
+    def _copied(self, query: sql.Composed) -> Piece:
+        """Give all rows of a query."""
+        return next(self._pieces(query, sys.maxsize), Piece(b"", 0, b""))
+
+    def _pieces(self, query: sql.Composed, size: int) -> Iterator[Piece]:
+        """Give the rows of a query in pieces of about so many bytes.
 
         The server sends each row as one message (Postgres documentation, Message Formats,
-        CopyData). psycopg's own iteration goes through its generators for each one.
+        CopyData). psycopg's own iteration goes through its generators for each one; and rows that
+        are kept, to be joined, keep the garbage collector busy: three times the time of this.
         """
-        connection = self._opened()
+        connection, text, count = self._opened(), bytearray(), 0
+        line: bytes | memoryview = b""
         copy = sql.SQL("copy ({}) to stdout {}").format(query, sql.SQL(lines.OPTIONS))
-        pgconn = connection.pgconn
-        began = pgconn.exec_(copy.as_bytes(connection))
-        if began.status != ExecStatus.COPY_OUT:
-            raise psycopg.errors.error_from_result(began)
-        get = pgconn.get_copy_data
-        while True:
-            count, line = get(1)
-            if count > 0:
-                yield line
-            elif count < 0:
-                break
-            else:
-                select.select([pgconn.socket], [], [])
-                pgconn.consume_input()
-        while (ended := pgconn.get_result()) is not None:
-            if ended.status != ExecStatus.COMMAND_OK:
-                raise psycopg.errors.error_from_result(ended)
+        for line in _messages(connection.pgconn, copy.as_bytes(connection)):
+            text += line
+            count += 1
+            if len(text) >= size:
+                yield Piece(bytes(text), count, line)
+                text, count = bytearray(), 0
+        if count:
+            yield Piece(bytes(text), count, line)
 
     @contextmanager
     def _described(self) -> Iterator[None]:
@@ -316,3 +315,23 @@ class ChunkReader:
             self._opened().execute("rollback")
             row = self._opened().execute(_HIDDEN, [self._table.oid]).fetchone()
         return bool(row and row[0])
+
+
+def _messages(pgconn: PGconn, copy: bytes) -> Iterator[memoryview]:
+    """Give what a COPY TO STDOUT sends, message by message; raise a psycopg.Error."""
+    began = pgconn.exec_(copy)
+    if began.status != ExecStatus.COPY_OUT:
+        raise psycopg.errors.error_from_result(began)
+    get = pgconn.get_copy_data
+    while True:
+        length, message = get(1)
+        if length > 0:
+            yield message
+        elif length < 0:
+            break
+        else:
+            select.select([pgconn.socket], [], [])
+            pgconn.consume_input()
+    while (ended := pgconn.get_result()) is not None:
+        if ended.status != ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(ended)

@@ -19,6 +19,7 @@ Run = Callable[..., Any]
 TABLE = "create table t (id bigint primary key, v text, big text)"
 FILL = "insert into t select i, 'v' || i, null from generate_series(1, {}) i"
 ODD = '"Odd % ""name"""'
+SMALL = {"chunk_bytes": 65536}  # many chunks
 MIRROR = [{"source": "public.t"}]
 
 
@@ -221,7 +222,7 @@ def test_an_application_writes_all_the_while(
         "insert into t select i, 'v', repeat('x', 2500) from generate_series(1, 20000) i",
     )
     with writing(write, random_write(7)):
-        daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
+        daemon = cdc_start(configuration(plugin, mirrors=MIRROR).with_(copy=SMALL))
         daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into t values (99999, 'last', null)"))
     equal(write, read)
@@ -231,8 +232,8 @@ def test_a_large_transaction_comes_beside_the_copy(
     write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
 ) -> None:
     write.run(TABLE, FILL.format(50_000))
-    daemon = cdc_start(configuration(plugin, mirrors=MIRROR))
-    daemon.wait_started()
+    daemon = cdc_start(configuration(plugin, mirrors=MIRROR).with_(copy=SMALL))
+    daemon.wait_until(daemon.checkpoint)
     write.run("update t set v = v || 'x'", "update t set v = v || 'y' where id % 2 = 0")
     daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("delete from t where id % 3 = 0"))
@@ -249,7 +250,7 @@ def test_rows_that_reference_one_another_are_copied_parents_first(
         "insert into parent select i from generate_series(1, 20000) i",
         "insert into a_child select i, i from generate_series(1, 20000) i",
     )
-    chosen = configuration(modules=["family"])
+    chosen = configuration(modules=["family"]).with_(copy=SMALL)
     with writing(write, lambda n: f"insert into a_child values ({-n}, {20000 - n % 20000})"):
         daemon = cdc_start(chosen)
         daemon.wait_until(daemon.copied)
@@ -357,11 +358,22 @@ def test_a_projector_that_was_taken_out_and_comes_back_is_copied_again(
     equal(write, read, "u")
 
 
+def test_a_first_copy_into_a_table_that_holds_rows_says_so(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    """Of a mirror with a key that every database orders alike, what the source has not goes."""
+    write.run("create table t (id bigint primary key, v text, big text)", FILL.format(10))
+    read.run("create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)")
+    ran = cdc_run(configuration(mirrors=MIRROR))
+    assert "has rows already" in ran.stderr
+    equal(write, read)
+
+
 def test_nothing_is_copied_where_that_is_turned_off(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
     write.run(TABLE, FILL.format(10))
-    chosen = configuration(mirrors=MIRROR)
+    chosen = configuration(mirrors=MIRROR).with_(copy={"enabled": False})
     cdc_run(chosen)
     write.run("insert into t values (11, 'streamed', null)")
     cdc_run(chosen)
@@ -373,7 +385,7 @@ def test_a_chunk_waits_for_a_commit_that_is_streamed_before_it_is_visible(
 ) -> None:
     """A commit that waits for a synchronous standby is streamed, and no snapshot sees it yet."""
     write.run(TABLE, FILL.format(3000))
-    daemon = cdc_start(configuration(mirrors=MIRROR))
+    daemon = cdc_start(configuration(mirrors=MIRROR).with_(copy={"enabled": False}))
     daemon.wait_started()
     with write.server.connect() as admin:
         admin.execute("alter system set synchronous_standby_names = 'nobody'")

@@ -1,0 +1,206 @@
+"""Who copies a table that was there before: native's initial synchronisation, a pipe, this daemon.
+
+Each begins with an empty read table that has its primary key, and is done when it says so itself:
+native by `pg_subscription_rel`, the daemon by `cdc_copy`, the pipe by ending.
+"""
+
+import resource
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.arena import SOURCE_DB, TEMPLATE_DB, Arena
+from benchmarks.contestants import PUBLICATION, Contestant, Native, Ours, Plugin, Watcher
+from benchmarks.errors import BenchError
+from benchmarks.workloads import INSERT_ITEMS, ITEMS, Backlog, Changes, Workload
+from cdc.settings import CopySettings
+
+ROWS: Final = 5_000_000
+CHUNK_BYTES: Final = CopySettings().chunk_bytes
+_COPIED_BY_NATIVE: Final = """
+select exists (
+    select from pg_subscription_rel where srsubstate = 'r' and srrelid = '{table}'::regclass
+)
+"""
+_COPIED_BY_US: Final = """
+select exists (select from cdc_copy where source = 'public.{table}' and state = 'done')
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of seven columns, full at the source and empty at the read database."""
+
+    rows: int
+    name: str = "copy"
+    tables: tuple[str, ...] = ("items",)
+    keyless: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        return f"copy of {self.rows:,} rows, 7 columns"
+
+    @property
+    def changes(self) -> Changes:
+        return {"I": self.rows, "U": 0, "D": 0}
+
+    def prepare(self, arena: Arena) -> None:
+        arena.source.psql(ITEMS, SOURCE_DB)
+        arena.read.psql(ITEMS, TEMPLATE_DB)
+
+    def generate(self, arena: Arena) -> None:
+        """Fill the table; vacuum it, so that whoever reads it first has no hint bits to set."""
+        with arena.connect_source() as connection:
+            connection.execute(INSERT_ITEMS.format(first=1, last=self.rows).encode())
+            connection.execute("vacuum (analyze, freeze) items")
+
+
+def filled(arena: Arena, workload: Workload) -> Backlog:
+    """Fill the source; give what all copies are to be compared with."""
+    workload.generate(arena)
+    return Backlog(workload, 0, 0, arena.fingerprints(["items"]))
+
+
+class NativeCopy(Native):
+    """CREATE SUBSCRIPTION with its default options: all that it does, from the slot on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.streams = False
+
+    def prepare(self) -> None:
+        self.arena.create_read_database(self.key)
+
+    def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
+        self._watcher = Watcher(self.arena, self.key)
+        self._psql(
+            f"create subscription {self.key} connection '{self.arena.source.dsn(SOURCE_DB)}' "
+            f"publication {PUBLICATION} with (copy_data = true)"
+        )
+
+    def copied(self, table: str) -> bool:
+        """Tell whether it has copied a table, and streams it."""
+        return bool(self._watcher.one(_COPIED_BY_NATIVE.format(table=table)))
+
+    def pids(self) -> Mapping[str, int]:
+        return {"watcher": self._watcher.pid}
+
+    def sees_end(self) -> bool:
+        """Tell whether the end table's row has arrived."""
+        return self._watcher.sees_end()
+
+    def done(self) -> bool:
+        return all(map(self.copied, self.workload.tables))
+
+
+@dataclass
+class OursCopy(Ours):
+    """This daemon, from the start of its process on: its first start, where it streams nothing yet.
+
+    What it copies of several tables is the last; the others it streams already.
+    """
+
+    chunk_bytes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.streams = False
+        self.copying = f"chunk_bytes = {self.chunk_bytes}\n"
+
+    def prepare(self) -> None:
+        self.arena.create_read_database(self.key)
+        *streamed, _ = self.workload.tables
+        self._configure(streamed)
+        if streamed:
+            self._run_once()
+        self._config.write_text(self._settings(self.workload.tables))
+
+    def copied(self, table: str) -> bool:
+        """Tell whether it has copied a table, and streams it."""
+        self.require_alive()
+        begun = self._watcher.one("select to_regclass('cdc_copy') is not null")
+        return bool(begun and self._watcher.one(_COPIED_BY_US.format(table=table)))
+
+    def pids(self) -> Mapping[str, int]:
+        return {"daemon": self.pid, "watcher": self._watcher.pid}
+
+    def sees_end(self) -> bool:
+        """Tell whether the end table's row has arrived."""
+        self.require_alive()
+        return self._watcher.sees_end()
+
+    def done(self) -> bool:
+        return all(map(self.copied, self.workload.tables))
+
+
+Copying = NativeCopy | OursCopy
+"""Who streams beside the copy."""
+
+
+def contestants(
+    arena: Arena, workload: Workload, label: str, *, plugins: Sequence[Plugin], chunk_bytes: int
+) -> list[Copying]:
+    """Give those that stream beside the copy."""
+    return [
+        NativeCopy(arena, workload, label),
+        *(OursCopy(arena, workload, label, plugin, chunk_bytes) for plugin in plugins),
+    ]
+
+
+@dataclass
+class Pipe(Contestant):
+    """COPY ... TO STDOUT | COPY ... FROM STDIN, by two psql: nothing but the copy."""
+
+    def __post_init__(self) -> None:
+        self.name = "pipe"
+        self.streams = False
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def prepare(self) -> None:
+        self.arena.create_read_database(self.key)
+
+    def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
+        self._seconds = _children_seconds()
+        (table,) = self.workload.tables
+        out = subprocess.Popen(
+            self._psql(self.arena.source.dsn(SOURCE_DB), f"copy {table} to stdout"),
+            stdout=subprocess.PIPE,
+        )
+        into = subprocess.Popen(
+            self._psql(self.arena.read.dsn(self.key), f"copy {table} from stdin"),
+            stdin=out.stdout,
+            stdout=subprocess.DEVNULL,
+        )
+        if out.stdout is not None:
+            out.stdout.close()  # else the first would not notice that the second has gone
+        self._running = [out, into]
+
+    def _psql(self, dsn: str, statement: str) -> list[str]:
+        return [str(self.arena.installation.bin / "psql"), "-X", "-d", dsn, "-c", statement]
+
+    def require_alive(self) -> None:
+        """Let `done` tell."""
+
+    def done(self) -> bool:
+        codes = [running.poll() for running in self._running]
+        if any(codes):
+            raise BenchError(f"psql ended with {codes}")
+        return codes == [0, 0]
+
+    def pids(self) -> Mapping[str, int]:
+        return {}
+
+    def ended_seconds(self) -> Mapping[str, float]:
+        return {"daemon": round(_children_seconds() - self._seconds, 2)}
+
+    def stop(self) -> None:
+        for running in self._running:
+            if running.poll() is None:
+                running.kill()
+            running.wait()
+
+
+def _children_seconds() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
