@@ -303,11 +303,17 @@ def set_up(settings: Settings) -> Lsn:
     read = writer.open()
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
-            wanted = plan(settings, source)
-            found = examine(settings, source=source, replication=replication, read=read)
-            since = None if found.first else AT_START
-            prepare(read, wanted, settings, source=source, since=since)
-            begun = begin(settings, wanted, source=source, replication=replication, read=read)
+            return establish(settings, source=source, replication=replication, read=read)
     finally:
         writer.close()
-    return begun.lsn
+
+
+def establish(
+    settings: Settings, *, source: Connection, replication: Connection, read: sa.Connection
+) -> Lsn:
+    """Do all that comes before streaming, as who holds the slot's lock; give where it begins."""
+    wanted = plan(settings, source)
+    found = examine(settings, source=source, replication=replication, read=read)
+    since = None if found.first else AT_START
+    prepare(read, wanted, settings, source=source, since=since)
+    return begin(settings, wanted, source=source, replication=replication, read=read).lsn

@@ -53,9 +53,9 @@ def ask(
             )
         stored = verifications.load(read, name)
         for unit in units:
-            wanted = _wanted(registry, unit, sample=sample, repair=repair)
-            if not _is_under_way(stored.get(unit), wanted):
-                verifications.ask(read, name, wanted)
+            asked = wanted(registry, unit, sample=sample, repair=repair)
+            if not _is_under_way(stored.get(unit), asked):
+                verifications.ask(read, name, asked)
     return units
 
 
@@ -69,17 +69,20 @@ def _chosen(registry: Registry, projectors: Collection[str]) -> list[Unit]:
     return [u for u in registry.units() if not projectors or u.projector in projectors]
 
 
-def _wanted(registry: Registry, unit: Unit, *, sample: float, repair: bool) -> Verification:
+def wanted(
+    registry: Registry, unit: Unit, *, sample: float = WHOLE, repair: bool = False
+) -> Verification:
+    """Give a unit's verification as it is asked for."""
     projector = registry.projector(unit.projector)
     if isinstance(projector, Mirror) and projector.settings.insert_only:
         return Verification(unit, phase="done", sample=sample, repair=repair, note=NOT_COMPARED)
     return Verification(unit, sample=sample, repair=repair)
 
 
-def _is_under_way(stored: Verification | None, wanted: Verification) -> bool:
+def _is_under_way(stored: Verification | None, asked: Verification) -> bool:
     if stored is None or not stored.due:
         return False
-    return (stored.sample, stored.repair) == (wanted.sample, wanted.repair)
+    return (stored.sample, stored.repair) == (asked.sample, asked.repair)
 
 
 class VerifyWatch(Watch):
