@@ -7,6 +7,7 @@ then values of the same types in the same database, which compares them: only ke
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -58,11 +59,22 @@ def _scratch(table: sa.Table) -> _Scratch:
     )
 
 
-class _Wrong(NamedTuple):
-    """A row that was found wrong, and the operation that puts it right; None: it is deleted."""
+@dataclass(slots=True)
+class _Wrong:
+    """Rows that were found wrong: how many, the keys of the first, and what puts them right.
 
-    mismatch: Mismatch
-    operation: Operation | None
+    Extra rows are not among the operations: they are found again to be deleted.
+    """
+
+    counts: Counter[Verdict] = field(default_factory=Counter)
+    keys: list[Mismatch] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+
+    def take(self, other: "_Wrong") -> None:
+        """Add what others found."""
+        self.counts += other.counts
+        self.keys += other.keys
+        self.operations += other.operations
 
 
 class Comparison:
@@ -146,44 +158,43 @@ class Comparison:
         if check.anew:
             verifications.forget_keys(*self._at(check.unit))
         wrong = self._wrong(check)
-        mended = before.repair and bool(wrong) and self._is_mended(check, wrong)
-        counts: dict[Unit, Counter[Verdict]] = defaultdict(Counter)
-        for unit, found in wrong.items():
-            counts[unit].update(one.mismatch.verdict for one in found)
-        for unit, found in wrong.items():
-            room = max(0, verifications.MOST_KEYS - verifications.kept(*self._at(unit)))
-            verifications.add_keys(*self._at(unit), [one.mismatch for one in found[:room]])
-        results = [
-            _moved_on(check.ledger.current(unit), check, counts[unit], mended=mended)
-            for unit in dict.fromkeys([check.unit, *counts, *check.finishes])
-        ]
-        for result in results:
+        is_mended = before.repair and bool(wrong) and self._is_mended(check, wrong)
+        results = []
+        for unit in dict.fromkeys([check.unit, *wrong, *check.finishes]):
+            found = wrong.get(unit, _Wrong())
+            self._keep(unit, found.keys)
+            mended = found.counts.total() if is_mended else 0
+            result = _moved_on(check.ledger.current(unit), check, found.counts, mended=mended)
             verifications.store(self._connection, self._slot, result)
+            results.append(result)
         return results
+
+    def _keep(self, unit: Unit, keys: Sequence[Mismatch]) -> None:
+        """Keep as many keys as there is room for."""
+        if keys:
+            room = max(0, verifications.MOST_KEYS - verifications.kept(*self._at(unit)))
+            verifications.add_keys(*self._at(unit), keys[:room])
 
     def _at(self, unit: Unit) -> tuple[sa.Connection, str, Unit]:
         return self._connection, self._slot, unit
 
-    def _wrong(self, check: Check) -> dict[Unit, list[_Wrong]]:
+    def _wrong(self, check: Check) -> dict[Unit, _Wrong]:
         """Find the rows that are wrong, by the unit that answers for them."""
-        found: dict[Unit, list[_Wrong]] = {}
-        if check.within is not None and check.checksum is None:
-            self._emptied(_scratch(check.within.table).keys)
-        mine: list[_Wrong] = []
+        wrong: dict[Unit, _Wrong] = defaultdict(_Wrong)
+        within = check.within if check.checksum is None else None
+        if within is not None:
+            self._emptied(_scratch(within.table).keys)
         for expected in check.expected:
-            mine += self._compared(expected)
-            if expected.exists and (check.walk or check.within):
+            wrong[check.unit].take(self._compared(expected))
+            if expected.exists and (check.walk or within):
                 self._keep_keys(expected.shape.table)
-        if check.within is not None and check.checksum is None:
-            mine += self._extra(check.within.table, self._between(check.within))
-        if mine:
-            found[check.unit] = mine
+        if within is not None:
+            wrong[check.unit].take(self._extra(within.table, self._between(within)))
         for table, unit in check.judged:
-            if extra := self._extra_anywhere(table):
-                found[unit] = found.get(unit, []) + extra
-        return found
+            wrong[unit].take(self._extra_anywhere(table))
+        return {unit: found for unit, found in wrong.items() if found.counts}
 
-    def _compared(self, expected: Expected) -> list[_Wrong]:
+    def _compared(self, expected: Expected) -> _Wrong:
         self._load(expected)
         table, shape = expected.shape.table, expected.shape
         mine, theirs = _sides(table)
@@ -204,25 +215,27 @@ class Comparison:
         rows = self._connection.execute(sa.select(found).where(found.c.verdict.is_not(None))).all()
         if rows and expected.text:
             return self._compared(_decoded(expected))
-        return [
-            _Wrong(
-                Mismatch(table.fullname, row.verdict, _texts(row[2:])),
-                expected.kind.of(shape, expected.rows[int(row.position)]),
-            )
-            for row in rows
-        ]
-
-    def _extra(self, table: sa.Table, between: Sequence[sa.ColumnElement[bool]]) -> list[_Wrong]:
-        """Find the rows, of some, that are not among those that exist."""
-        statement = sa.select(*self._key(_theirs(table), table)).where(
-            *between, self._unexpected(table)
+        return _Wrong(
+            Counter(row.verdict for row in rows),
+            [Mismatch(table.fullname, row.verdict, _texts(row[2:])) for row in rows],
+            [expected.kind.of(shape, expected.rows[int(row.position)]) for row in rows],
         )
-        return [
-            _Wrong(Mismatch(table.fullname, "extra", _texts(row)), None)
-            for row in self._connection.execute(statement)
-        ]
 
-    def _extra_anywhere(self, table: sa.Table) -> list[_Wrong]:
+    def _extra(self, table: sa.Table, between: Sequence[sa.ColumnElement[bool]]) -> _Wrong:
+        """Find the rows, of some, that are not among those that exist."""
+        theirs, conditions = _theirs(table), (*between, self._unexpected(table))
+        counted = sa.select(sa.func.count()).select_from(theirs).where(*conditions)
+        count = self._connection.execute(counted).scalar_one()
+        if not count:
+            return _Wrong()
+        key = self._key(theirs, table)
+        order = [theirs.c[name] for name in key_columns(table)]
+        first = sa.select(*key).where(*conditions).order_by(*order)
+        rows = self._connection.execute(first.limit(verifications.MOST_KEYS))
+        keys = [Mismatch(table.fullname, "extra", _texts(row)) for row in rows]
+        return _Wrong(Counter({"extra": count}), keys)
+
+    def _extra_anywhere(self, table: sa.Table) -> _Wrong:
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(sa.text(_WHOLE_TABLES))
         self._made_of(_scratch(table).keys)
@@ -261,12 +274,12 @@ class Comparison:
 
     # Mending.
 
-    def _is_mended(self, check: Check, wrong: dict[Unit, list[_Wrong]]) -> bool:
+    def _is_mended(self, check: Check, wrong: dict[Unit, _Wrong]) -> bool:
         """Put the rows right; tell False, with nothing changed, where they are refused."""
         savepoint = self._connection.begin_nested()
         try:
             with translated():
-                self._mend(check, wrong)
+                self._mend(check, wrong.values())
                 self._sink.check_deferred()
         except RowsRefused:
             savepoint.rollback()
@@ -276,17 +289,15 @@ class Comparison:
         self._sink.keep()
         return True
 
-    def _mend(self, check: Check, wrong: dict[Unit, list[_Wrong]]) -> None:
-        everything = [one for found in wrong.values() for one in found]
-        if any(one.operation is None for one in everything):
-            if check.within is not None:
-                self._delete(check.within.table, self._between(check.within))
-            for table, _ in check.judged:
-                self._delete(table, ())
+    def _mend(self, check: Check, wrong: Iterable[_Wrong]) -> None:
+        if check.within is not None:
+            self._delete(check.within.table, self._between(check.within))
+        for table, _ in check.judged:
+            self._delete(table, ())
         effect = NetEffect()
-        for one in everything:
-            if one.operation is not None:
-                effect.add(one.operation)
+        for found in wrong:
+            for operation in found.operations:
+                effect.add(operation)
         for segment in effect.segments:
             self._sink.apply(segment)
 
@@ -356,7 +367,7 @@ class Comparison:
 
 
 def _moved_on(
-    before: Verification, check: Check, found: Counter[Verdict], *, mended: bool
+    before: Verification, check: Check, found: Counter[Verdict], *, mended: int
 ) -> Verification:
     now = datetime.now(UTC)
     mine = before.unit == check.unit
@@ -370,7 +381,7 @@ def _moved_on(
         missing=before.missing + found["missing"],
         extra=before.extra + found["extra"],
         different=before.different + found["different"],
-        mended=before.mended + (found.total() if mended else 0),
+        mended=before.mended + mended,
         note=check.note or before.note,
         started_at=before.started_at or now,
         updated_at=now,
@@ -405,4 +416,8 @@ def _same_key(
 
 
 def _texts(values: Iterable[Any]) -> tuple[str | None, ...]:
-    return tuple(None if value is None else str(value) for value in values)
+    return tuple(None if value is None else _text(value) for value in values)
+
+
+def _text(value: Any) -> str:
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
