@@ -68,6 +68,7 @@ DAMAGE = {
 KEYS = {
     "int": ("id int primary key", "i", "7777"),
     "text": ("id text primary key", "'k' || i", "'zz'"),
+    "reversed": ("a int, b bigint, primary key (b, a)", "i, i / 100", "7777, 3"),
     "composite": ("a int, b bigint, primary key (a, b)", "i / 10, i", "3, 7777"),
 }
 BIG = (
