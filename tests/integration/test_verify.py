@@ -66,7 +66,7 @@ DAMAGE = {
     "in toast": ["update t set big = overlay(big placing 'x' from 9000) where v = 'v10'"],
 }
 KEYS = {
-    "int": ("id int primary key", "i", "7777"),
+    "int": ("id int primary key", "i", "-7777"),
     "text": ("id text primary key", "'k' || i", "'zz'"),
     "reversed": ("a int, b bigint, primary key (b, a)", "i, i / 100", "7777, 3"),
     "composite": ("a int, b bigint, primary key (a, b)", "i / 10, i", "3, 7777"),
@@ -343,3 +343,37 @@ def wait_copied(daemon: RunningDaemon, store: ReadDatabase) -> None:
         return states == {"done"}
 
     daemon.wait_until(copied)
+
+
+@pytest.mark.parametrize("end", ["connection", "daemon"])
+@pytest.mark.parametrize("key", ["int", "text"])
+def test_it_goes_on_where_the_connection_or_the_daemon_was_lost(
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    cdc_start: Start,
+    key: str,
+    end: str,
+) -> None:
+    columns, values, new = KEYS[key]
+    write.run(
+        f"create table t ({columns}, v text, e text, big text)",
+        f"insert into t select {values}, 'v' || i, '', null from generate_series(1, 60000) i",
+    )
+    chosen = configuration(mirrors=[{"source": "public.t"}]).with_(
+        copy={"max_rows_per_second": 40_000}
+    )
+    daemon = cdc_start(chosen)
+    daemon.wait_until(daemon.copied)
+    read.run("delete from t where v = 'v60000'", f"insert into t select {new}, 'new', null, null")
+    ask(chosen.settings(), ())
+    daemon.wait_until(lambda: read.value("select compared > 20000 from cdc_verify"))
+    if end == "connection":
+        PostgresRead(read).cut()
+    else:
+        daemon.kill()
+        daemon = cdc_start(chosen)
+    found, mismatches = only(verify(chosen, daemon))
+    assert (found.asked, found.compared, counts(found)) == (1, 60_000, (1, 1, 0, 0))
+    assert sorted(one.verdict for one in mismatches) == ["extra", "missing"]
+    assert daemon.stop() == 0
