@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -33,6 +33,15 @@ from cdc.source.partitions import Attached, attached
 from cdc.source.slot_creation import create_slot
 
 log = logging.getLogger(__name__)
+
+BOOKKEEPING: Final = (
+    checkpoint.TABLE,
+    copies.TABLE,
+    verifications.TABLE,
+    verifications.KEYS,
+    source_columns.TABLE,
+)
+"""The tables that the daemon keeps in the read database beside the read tables."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +187,7 @@ def prepare(
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    bookkeeping = [checkpoint.TABLE, copies.TABLE, verifications.TABLE, verifications.KEYS]
-    wanted = [*bookkeeping, source_columns.TABLE, *registry.read_tables]
+    wanted = [*BOOKKEEPING, *registry.read_tables]
     with translated(), connection.begin():
         tables.require_definable(connection, wanted)
         absent = tables.missing(connection, wanted)

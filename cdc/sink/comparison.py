@@ -203,11 +203,15 @@ class Comparison:
         if expected.kind is Delete:
             verdict = sa.case((there, "extra"))
         else:
-            differs = [self._differ(mine.c[n], theirs.c[n]) for n in shape.columns if n not in key]
+            differs = [
+                differ(self._connection, mine.c[n], theirs.c[n])
+                for n in shape.columns
+                if n not in key
+            ]
             is_missing = ~there if expected.kind is Upsert else sa.false()
             changed = sa.and_(there, sa.or_(sa.false(), *differs))
             verdict = sa.case((is_missing, "missing"), (changed, "different"))
-        joined = mine.join(theirs, _same_key(mine, theirs, table), isouter=True)
+        joined = mine.join(theirs, same_key(mine, theirs, table), isouter=True)
         selected = sa.select(
             verdict.label("verdict"), mine.c[_POSITION].label("position"), *self._key(mine, table)
         ).select_from(joined)
@@ -244,7 +248,7 @@ class Comparison:
     def _unexpected(self, table: sa.Table) -> sa.ColumnElement[bool]:
         keys = _scratch(table).keys.alias("known")
         theirs = _theirs(table)
-        same = sa.select(sa.literal(1)).select_from(keys).where(_same_key(keys, theirs, table))
+        same = sa.select(sa.literal(1)).select_from(keys).where(same_key(keys, theirs, table))
         return ~sa.exists(same.correlate(theirs))
 
     def _between(self, within: Range) -> list[sa.ColumnElement[bool]]:
@@ -340,14 +344,6 @@ class Comparison:
         self._made.add(table)
         return True
 
-    def _differ(
-        self, mine: sa.ColumnElement[Any], theirs: sa.ColumnElement[Any]
-    ) -> sa.ColumnElement[bool]:
-        """Tell whether two values differ: as text in Postgres, where json compares no other way."""
-        if self._connection.dialect.name == "postgresql":
-            return sa.cast(mine, sa.Text).is_distinct_from(sa.cast(theirs, sa.Text))
-        return mine.is_distinct_from(theirs)
-
     def _key(self, side: sa.FromClause, table: sa.Table) -> list[sa.ColumnElement[Any]]:
         in_text = self._connection.dialect.name == "postgresql"
         columns = [side.c[name] for name in key_columns(table)]
@@ -409,9 +405,17 @@ def _theirs(table: sa.Table) -> sa.TableClause:
     return sa.table(table.name, *columns, schema=table.schema)
 
 
-def _same_key(
-    mine: sa.FromClause, theirs: sa.FromClause, table: sa.Table
+def differ(
+    connection: sa.Connection, mine: sa.ColumnElement[Any], theirs: sa.ColumnElement[Any]
 ) -> sa.ColumnElement[bool]:
+    """Tell whether two values differ: as text in Postgres, where json compares no other way."""
+    if connection.dialect.name == "postgresql":
+        return sa.cast(mine, sa.Text).is_distinct_from(sa.cast(theirs, sa.Text))
+    return mine.is_distinct_from(theirs)
+
+
+def same_key(mine: sa.FromClause, theirs: sa.FromClause, table: sa.Table) -> sa.ColumnElement[bool]:
+    """Tell whether two rows have the key of a read table in common."""
     return sa.and_(*(mine.c[name] == theirs.c[name] for name in key_columns(table)))
 
 
