@@ -377,3 +377,35 @@ def test_it_goes_on_where_the_connection_or_the_daemon_was_lost(
     assert (found.asked, found.compared, counts(found)) == (1, 60_000, (1, 1, 0, 0))
     assert sorted(one.verdict for one in mismatches) == ["extra", "missing"]
     assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("type_", ["int", "text"])
+def test_names_may_be_anything_and_tables_partitioned(
+    write: Database,
+    store: ReadDatabase,
+    configuration: Configure,
+    cdc_start: Start,
+    type_: str,
+) -> None:
+    low, high = ("0", "500") if type_ == "int" else ("'0'", "'500'")
+    write.run(
+        f'create table "Odd % :x" ("K %s :y" {type_} primary key, "v %% "":z" text) '
+        'partition by range ("K %s :y")',
+        f'create table low partition of "Odd % :x" for values from ({low}) to ({high})',
+        f'create table high partition of "Odd % :x" for values from ({high}) to (maxvalue)',
+        'insert into "Odd % :x" select i, i from generate_series(1, 999) i',
+    )
+    chosen = configuration(mirrors=[{"source": "public.Odd % :x"}]).with_(read={"url": store.url})
+    daemon = cdc_start(chosen)
+    wait_copied(daemon, store)
+    quote = "`{}`" if isinstance(store, MariaRead) else '"{}"'
+    table, key = map(quote.format, ("Odd % :x", "K %s :y"))
+    clean, _ = only(verify(chosen, daemon))
+    assert (clean.compared, clean.mismatched) == (999, 0)
+    store.query(f"delete from {table} where {key} in ('7', '600')")
+    store.query(f"update {table} set {key} = '-3' where {key} = '8'")
+    found, mismatches = only(verify(chosen, daemon, repair=True))
+    assert counts(found) == (3, 1, 0, 4), mismatches
+    clean, _ = only(verify(chosen, daemon))
+    assert counts(clean) == (0, 0, 0, 0)
+    assert daemon.stop() == 0
