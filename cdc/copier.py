@@ -33,6 +33,7 @@ _LOOK_SECONDS: Final = 1.0
 _VISIBLE_SECONDS: Final = 0.05
 _WAIT_SECONDS: Final = 0.5
 _AGAIN_AT_ONCE: Final = 1000
+_SMALLER: Final = 16
 
 
 @dataclass(kw_only=True, eq=False)
@@ -133,7 +134,7 @@ class Copier:
             self._wait(outstanding=_AHEAD)
             began = time.monotonic()
             opened = self._open(reader, copy.unit.source)
-            page = reader.read(after=after, rows=size.rows)
+            page = reader.read(after=after, rows=self._rows(size))
             chunk = self._chunk(copy, reader, opened, page)
             chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
             self._offer(chunk)
@@ -141,6 +142,10 @@ class Copier:
             seconds = time.monotonic() - began
             size.learn(page, seconds=seconds)
             self._slow_down(page.count, seconds)
+
+    def _rows(self, size: ChunkSize) -> int:
+        """Choose how many rows to read; fewer while changes are streamed, which wait for them."""
+        return size.rows // _SMALLER if self.copying.take_streamed() else size.rows
 
     def _copy_again(self, reader: ChunkReader, unit: Unit) -> None:
         """Read rows once more of which an update did not send all."""

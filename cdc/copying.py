@@ -42,6 +42,7 @@ class Copying:
         self.abandoned = 0  # chunks
         self._waiting: deque[Chunk] = deque()
         self._position = Lsn(0)
+        self._streamed = False
         self.serving = registry
         self._serve()
 
@@ -78,10 +79,16 @@ class Copying:
         with self._changed:
             return self._changed.wait_for(lambda: self._outstanding <= outstanding, seconds)
 
+    def take_streamed(self) -> bool:
+        """Tell whether the stream has brought changes since this was asked."""
+        streamed, self._streamed = self._streamed, False
+        return streamed
+
     # The projection thread.
 
     def note(self, item: Transaction | Bulk, batch: Batch) -> None:
         """Take note of what the stream brought, as it is added to a batch."""
+        self._streamed = True
         self.window.note(item)
         if self.due:
             for transaction in item.transactions if isinstance(item, Bulk) else (item,):
@@ -104,20 +111,24 @@ class Copying:
         """Take a chunk that is to be placed once the stream has passed its watermark."""
         self._waiting.append(chunk)
 
-    def placed(self, batch: Batch) -> Iterator[Batch]:
-        """Give batches with a chunk each, that were begun with this one, as far as that can be now.
-
-        Where none can be placed, give nothing: the batch stays as it is.
-        """
+    def ready(self, batch: Batch) -> bool:
+        """Tell whether a chunk can be placed after what is in a batch."""
         self._position = max(self._position, batch.end_lsn or Lsn(0))
-        while self._waiting and batch.complete and self._position >= self._waiting[0].watermark:
-            chunk = self._waiting.popleft()
-            found = False
-            for part in self._parts(chunk, batch):
-                found = True
-                yield part
-                batch = Batch()
-            self._release(chunk, placed=found)
+        reached = bool(self._waiting) and self._position >= self._waiting[0].watermark
+        return reached and batch.complete
+
+    def placed(self, batch: Batch) -> Iterator[Batch]:
+        """Place the next chunk, if it can be: give the batch with it.
+
+        A table that cannot be read in parts takes several batches, of which this is the first.
+        """
+        if not self.ready(batch):
+            return
+        chunk, found = self._waiting.popleft(), False
+        for part in self._parts(chunk, batch):
+            found = True
+            yield part
+        self._release(chunk, placed=found)
 
     def _release(self, chunk: Chunk, *, placed: bool) -> None:
         """Note that a chunk is no longer under way: it was placed, or has to be read again."""

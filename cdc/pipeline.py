@@ -196,15 +196,22 @@ class Pipeline:
 
     def _project_all(self) -> None:
         batch = Batch()
-        while (item := self.exchange.next(holding=batch.can_commit)) or batch.can_commit:
+        while True:
+            waits = self.copying.ready(batch) or self.verifying.ready(batch)
+            holding = waits or batch.can_commit
+            item = self.exchange.next(holding=holding)
+            if item is None and not holding:
+                break
             if item is not None:
                 self._add(item, batch)
-            for full in self.copying.placed(batch):
-                batch = self._handed_over(full)
-            for full in self.verifying.placed(batch):
-                batch = self._handed_over(full)
-            if (batch.can_commit and item is None) or self._is_full(batch):
+            full = self._is_full(batch)
+            if full or (item is None and batch.can_commit):
                 batch = self._handed_over(batch)
+            if full or item is None:  # it is the turn of what was there before
+                for part in self.copying.placed(batch):
+                    batch = self._handed_over(part)
+                for part in self.verifying.placed(batch):
+                    batch = self._handed_over(part)
         self.exchange.end()
 
     def _add(self, item: Item, batch: Batch) -> None:

@@ -192,12 +192,13 @@ class CopySettings(Section):
         "brings them when it is asked to.",
     )
     chunk_bytes: int = Field(
-        1024**2,
+        4 * 1024**2,
         ge=16 * 1024,
         le=256 * 1024**2,
-        description="About how many bytes of rows are read, and written in one commit, at once. A "
-        "chunk takes its turn between the stream's batches: larger ones copy faster, and changes "
-        "wait longer for those that are being written.",
+        description="About how many bytes of rows are read, and written in one commit, at once; a "
+        "sixteenth of it while changes are streamed. A chunk takes its turn between the stream's "
+        "batches: larger ones copy faster, and changes wait longer for those that are being "
+        "written.",
     )
     max_rows_per_second: int = Field(
         0,

@@ -48,23 +48,25 @@ class Verifying:
         """Take rows that are to be compared once the stream has passed their watermark."""
         self._waiting.append(probe)
 
-    def placed(self, batch: Batch) -> Iterator[Batch]:
-        """Give batches with a check each, that were begun with this one, as far as that can be now.
-
-        Where there is none, give nothing: the batch stays as it is.
-        """
+    def ready(self, batch: Batch) -> bool:
+        """Tell whether rows can be compared after what is in a batch."""
         self._position = max(self._position, batch.end_lsn or Lsn(0))
-        while self._waiting and batch.complete and self._position >= self._waiting[0].watermark:
-            probe = self._waiting.popleft()
-            if self._is_ready(probe):
-                batch.checks.append(probe.check)
-                batch.reach(self._position)
-                yield batch
-                batch = Batch()
-            else:
-                probe.check.ledger.release(fruitless=True)
+        reached = bool(self._waiting) and self._position >= self._waiting[0].watermark
+        return reached and batch.complete
 
-    def _is_ready(self, probe: Probe) -> bool:
+    def placed(self, batch: Batch) -> Iterator[Batch]:
+        """Place the next check, if it can be: give the batch with it."""
+        if not self.ready(batch):
+            return
+        probe = self._waiting.popleft()
+        if self._is_known(probe):
+            batch.checks.append(probe.check)
+            batch.reach(self._position)
+            yield batch
+        else:
+            probe.check.ledger.release(fruitless=True)
+
+    def _is_known(self, probe: Probe) -> bool:
         """Say what the read tables should hold as of now; tell False where that is unknown."""
         if probe.opened is None:
             return True

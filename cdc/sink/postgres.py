@@ -225,9 +225,6 @@ class PostgresSink:
         if replaced is None:
             return
         name = self._name(table)
-        row = self._driver.execute(_REFERENCED, [_plain(name)]).fetchone()
-        if row and row[0]:
-            raise RowsRefused(f"a foreign key references {table.name}")
         key = ", ".join(map(self._quote, key_columns(table)))
         ends = ((">", replaced.after), ("<=", replaced.last))
         between = [
@@ -235,7 +232,12 @@ class PostgresSink:
             for sign, end in ends
             if end is not None
         ]
-        self._run(f"delete from {name} where {' and '.join(between) or 'true'}")
+        with self._driver.pipeline():
+            referenced = self._driver.execute(_REFERENCED, [_plain(name)])
+            self._run(f"delete from {name} where {' and '.join(between) or 'true'}")
+        row = referenced.fetchone()
+        if row and row[0]:  # what was deleted comes back: the batch is rolled back
+            raise RowsRefused(f"a foreign key references {table.name}")
         self._copy_text(name, replaced.plan.shape, [replaced.text] if replaced.text else [])
 
     def _write(self, effects: Effects) -> None:

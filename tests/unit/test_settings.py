@@ -62,7 +62,7 @@ def test_rows_that_exist_are_copied_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = load(write(tmp_path, GOOD)).copy
-    assert (copy.enabled, copy.chunk_bytes, copy.max_rows_per_second) == (True, 1024**2, 0)
+    assert (copy.enabled, copy.chunk_bytes, copy.max_rows_per_second) == (True, 4 * 1024**2, 0)
     monkeypatch.setenv("CDC_COPY__ENABLED", "false")
     copy = load(write(tmp_path, GOOD + "[copy]\nmax_rows_per_second = 5000")).copy
     assert (copy.enabled, copy.max_rows_per_second) == (False, 5000)
