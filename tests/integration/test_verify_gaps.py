@@ -18,11 +18,11 @@ from cdc.verify_state import Verification
 from tests.conftest import Configuration, Database
 from tests.integration.test_copy_gaps import (  # noqa: F401  fixtures
     FILL,
-    GAPS,
     MUTATIONS,
     Steps,
     both,
     case,
+    gaps,
     key,
     plugin,
     statements,
@@ -166,12 +166,6 @@ def steps(
     made.prepare()
     yield made
     made.close()
-
-
-def gaps(mutation: str) -> list[str]:
-    """Name the gaps in which it can happen: a truncate waits for whoever reads the table."""
-    locked = {"after the snapshot", "after it was opened", "after the rows"}
-    return [gap for gap in GAPS if "truncate" not in mutation or gap not in locked]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
