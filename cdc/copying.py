@@ -193,7 +193,10 @@ class Copying:
         suits = self._takes_lines and chunk.ordered and not chunk.keys and copy.purpose != "again"
         if not suits or not isinstance(projector, Mirror) or not projector.in_bulk:
             return None
-        return projector if projector.bulk_plan(chunk.relation).shape.full else None
+        plan = projector.bulk_plan(chunk.relation)
+        # Ranges of keys are the same only where the read table's key has the columns in this order.
+        is_same_key = plan.key_positions == chunk.relation.key_positions
+        return projector if plan.shape.full and is_same_key else None
 
     def _add(self, chunk: Chunk, rows: list[Values], batch: Batch) -> None:
         if rows:

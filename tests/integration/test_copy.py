@@ -363,7 +363,9 @@ def test_a_first_copy_into_a_table_that_holds_rows_says_so(
 ) -> None:
     """Of a mirror with a key that every database orders alike, what the source has not goes."""
     write.run("create table t (id bigint primary key, v text, big text)", FILL.format(10))
-    read.run("create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)")
+    read.run(
+        "create table t (id bigint primary key, v text, big text)", "insert into t values (5), (50)"
+    )
     ran = cdc_run(configuration(mirrors=MIRROR))
     assert "has rows already" in ran.stderr
     equal(write, read)
