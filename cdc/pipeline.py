@@ -198,8 +198,7 @@ class Pipeline:
     def _project_all(self) -> None:
         batch = Batch()
         while True:
-            waits = self.copying.ready(batch) or self.verifying.ready(batch)
-            holding = waits or batch.can_commit
+            holding = self._has_rows_ready(batch) or batch.can_commit
             item = self.exchange.next(holding=holding)
             if item is None and not holding:
                 break
@@ -215,9 +214,13 @@ class Pipeline:
                     batch = self._handed_over(part)
         self.exchange.end()
 
+    def _has_rows_ready(self, batch: Batch) -> bool:
+        """Tell whether rows from before can be placed after a batch; both look at where it ends."""
+        return any([self.copying.ready(batch), self.verifying.ready(batch)])
+
     def _makes_way(self, batch: Batch) -> bool:
-        """Tell whether a batch is large enough for a chunk that waits for its place behind it."""
-        return batch.size >= _MAKES_WAY_BYTES and self.copying.ready(batch)
+        """Tell whether a batch is large enough for rows that wait for their place behind it."""
+        return batch.size >= _MAKES_WAY_BYTES and self._has_rows_ready(batch)
 
     def _add(self, item: Item, batch: Batch) -> None:
         match item:
