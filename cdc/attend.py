@@ -13,9 +13,14 @@ _ANY_PORT: Final = "127.0.0.1:0"  # one that stands by may have the configured o
 
 
 def attend(
-    settings: Settings, watch: Watch, display: Display, *, patience: float = PATIENCE_SECONDS
+    settings: Settings,
+    watch: Watch,
+    display: Display,
+    *,
+    doing: str = "copying",
+    patience: float = PATIENCE_SECONDS,
 ) -> bool:
-    """Show the copies until they are done; tell False where a signal came before.
+    """Show what is watched until it is done; tell False where a signal came before.
 
     Where no daemon streams from the slot, run one here meanwhile. If another one is about to, no
     harm is done: whichever is second stands by, and what is watched is the same. Raise NotStreaming
@@ -23,7 +28,7 @@ def attend(
     """
     if watch.someone_streams():
         return _attend_another(watch, display, patience=patience)
-    display.say("no daemon streams: copying here until it is done")
+    display.say(f"no daemon streams: {doing} here until it is done")
     run_while(settings, partial(follow_here, watch, display))
     if not watch.done:
         display.say("stopped; `cdc run` goes on with it, and so does this command, given again")

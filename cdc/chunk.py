@@ -15,9 +15,10 @@ class Chunk(Struct, eq=False):
 
     `text` holds the rows as `cdc.lines` encodes them. Whatever `opened`'s snapshot sees, the
     stream has brought once it has passed `watermark`. `ends` tells that the table holds no row
-    after them. `asked` tells for which asking it was read, `expected` how many rows the table may
-    have. `ordered` tells that every database puts its keys into the same order. `pieces` brings
-    the rows of a table without a key, which cannot be read in parts, when it is placed.
+    after them, or after those that were copied before. `asked` tells for which asking it was read,
+    `expected` how many rows the table may have. `ordered` tells that every database puts its keys
+    into the same order. `pieces` brings the rows of a table without a key, which cannot be read in
+    parts, when it is placed.
     """
 
     unit: Unit

@@ -26,8 +26,12 @@ from cdc.operate.copy import Asked, ask, wanted
 from cdc.operate.display import showing
 from cdc.operate.drop import drop as drop_pipeline
 from cdc.operate.follow import Display, Watch
+from cdc.operate.resync import ResyncWatch
+from cdc.operate.resync import resync as begin_resync
 from cdc.operate.setup import set_up
 from cdc.operate.status import read_status
+from cdc.operate.verify import Result, VerifyWatch, results
+from cdc.operate.verify import ask as ask_verification
 from cdc.settings import load
 
 app = typer.Typer(
@@ -218,6 +222,84 @@ def _print_copied(copies: Collection[Copy]) -> None:
     named = names([copy.unit for copy in copies])
     for copy in copies:
         typer.echo(printable(f"copied {copy.copied} rows of {named[copy.unit]}"))
+
+
+@app.command()
+def verify(
+    projectors: Annotated[
+        list[str] | None,
+        typer.Option("--projector", metavar="NAME", help="What this one writes. Repeatable."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what is wrong.")] = False,
+    sample: Annotated[
+        float, typer.Option("--sample", metavar="PERCENT", help="Compare about so much of it.")
+    ] = 100.0,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Compare the read tables with the projection of the source, while both are written.
+
+    Rows are compared at one point of the stream, chunk by chunk, by the running daemon; where there
+    is none, this command streams until it is done. Closing the command leaves the daemon at it;
+    given again, it shows the same verification. Exit code 1 if something is wrong and was not
+    repaired. Keys are printed, other values never.
+
+    Examples:
+      cdc verify
+
+      cdc verify --projector comment_count --repair
+
+      cdc verify --sample 5 --json
+    """
+    settings = load(config)
+    units = ask_verification(settings, projectors or (), sample=sample, repair=repair)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with closing(VerifyWatch(settings, units)) as watch, showing(console) as display:
+        logs.configure(level="WARNING")
+        if not attend(settings, watch, display, doing="comparing"):
+            raise typer.Exit(_INTERRUPTED)
+    _print_results(results(settings, units), as_json=as_json)
+
+
+def _print_results(found: Collection[Result], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([result.as_dict() for result in found], indent=2))
+    else:
+        for line in (line for result in found for line in result.lines()):
+            typer.echo(printable(line))
+    if any(result.mismatched for result in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def resync(
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask for it, and leave.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+) -> None:
+    """Begin again after changes were lost: a new slot, and a copy of everything beside it.
+
+    For a slot that is lost or missing, or a database that was restored from a backup. Read tables
+    stay there to be read; rows whose source rows are gone are removed from them. Killed anywhere,
+    it may be given again, or `cdc run` goes on with it. Exit code 1 if read rows remain wrong.
+
+    Examples:
+      cdc resync
+
+      cdc resync --yes --no-wait
+    """
+    settings = load(config)
+    units = begin_resync(settings, confirm=_confirmed_by(yes))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with closing(ResyncWatch(settings, units)) as watch, showing(console) as display:
+        logs.configure(level="WARNING")
+        display.say(f"made slot {settings.source.slot} anew; everything is copied again")
+        if no_wait:
+            _tell_who_copies(watch, display)
+            return
+        if not attend(settings, watch, display):
+            raise typer.Exit(_INTERRUPTED)
+    _print_results(results(settings, units), as_json=False)
 
 
 @app.command()

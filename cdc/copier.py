@@ -34,6 +34,7 @@ _VISIBLE_SECONDS: Final = 0.05
 _WAIT_SECONDS: Final = 0.5
 _AGAIN_AT_ONCE: Final = 1000
 _SMALLER: Final = 16
+_SMALL_BYTES: Final = 256 * 1024
 
 
 @dataclass(kw_only=True, eq=False)
@@ -110,10 +111,9 @@ class Copier:
             self._reader = reader
             if self._appends(unit):
                 self._copy_whole(reader, copy)
-            else:
-                self._copy_by_key(reader, copy)
+            elif self._copy_by_key(reader, copy):
+                self._copy_again(reader, unit)
             self._wait(outstanding=0)
-            self._copy_again(reader, unit)
         self._reader = None
         now = self.copying.copies[unit]
         if now.state == "done":
@@ -124,8 +124,11 @@ class Copier:
         projector = self.registry.projector(unit.projector)
         return isinstance(projector, Mirror) and projector.settings.insert_only
 
-    def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> None:
-        """Read chunk after chunk, some ahead of those that wait for their place."""
+    def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> bool:
+        """Read chunk after chunk, some ahead of those that wait for their place.
+
+        Tell whether all have found it, to the table's end.
+        """
         abandoned = self.copying.abandoned
         after, ends = copy.reached, False
         size = ChunkSize(self.chunk_bytes)
@@ -142,10 +145,15 @@ class Copier:
             seconds = time.monotonic() - began
             size.learn(page, seconds=seconds)
             self._slow_down(page.count, seconds)
+        self._wait(outstanding=0)
+        return ends and self.copying.abandoned == abandoned
 
     def _rows(self, size: ChunkSize) -> int:
         """Choose how many rows to read; fewer while changes are streamed, which wait for them."""
-        return max(1, size.rows // _SMALLER) if self.copying.take_streamed() else size.rows
+        if not self.copying.take_streamed():
+            return size.rows
+        fewer_bytes = max(self.chunk_bytes // _SMALLER, min(self.chunk_bytes, _SMALL_BYTES))
+        return max(1, size.rows * fewer_bytes // self.chunk_bytes)
 
     def _copy_again(self, reader: ChunkReader, unit: Unit) -> None:
         """Read rows once more of which an update did not send all."""
@@ -155,9 +163,8 @@ class Copier:
         keys = copy.again[:_AGAIN_AT_ONCE]
         opened = self._open(reader, unit.source)
         chunk = self._chunk(copy, reader, opened, reader.read_keys(keys))
-        chunk.keys = keys
+        chunk.keys, chunk.ends = keys, True
         self._offer(chunk)
-        self._wait(outstanding=0)
 
     def _chunk(self, copy: Copy, reader: ChunkReader, opened: Opened, page: Page) -> Chunk:
         return Chunk(

@@ -194,9 +194,9 @@ class Copying:
         if not suits or not isinstance(projector, Mirror) or not projector.in_bulk:
             return None
         plan = projector.bulk_plan(chunk.relation)
-        # A range of a key is another one where the columns come in another order.
-        as_read = plan.key_positions == chunk.relation.key_positions
-        return projector if plan.shape.full and as_read else None
+        # Ranges of keys are the same only where the read table's key has the columns in this order.
+        is_same_key = plan.key_positions == chunk.relation.key_positions
+        return projector if plan.shape.full and is_same_key else None
 
     def _add(self, chunk: Chunk, rows: list[Values], batch: Batch) -> None:
         if rows:
@@ -261,7 +261,7 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     )
     if not chunk.keys:
         copy = replace(copy, reached=chunk.last or copy.reached)
-    if not (chunk.ends or chunk.keys) or copy.again:
+    if not chunk.ends or copy.again:
         return copy
     if copy.passes > 1:
         return replace(copy, passes=copy.passes - 1, reached=None)

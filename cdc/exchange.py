@@ -12,10 +12,12 @@ from cdc.assemble import Transaction
 from cdc.chunk import Chunk
 from cdc.lsn import Lsn
 from cdc.projection.batch import Batch
+from cdc.projection.check import Probe
 from cdc.rows import Bulk
 
-Item = Transaction | Bulk | Lsn | Chunk
-"""A transaction, or many; a position before which nothing is pending; or rows to be placed."""
+Item = Transaction | Bulk | Lsn | Chunk | Probe
+"""A transaction, or many; a position before which nothing is pending; or rows to be placed,
+or compared."""
 
 
 _DRAWN_BYTES: Final = 256 * 1024

@@ -20,23 +20,29 @@ from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
 from cdc.projection.batch import Batch
+from cdc.projection.check import Probe
 from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.sink.writer import Writer
 from cdc.source.frame import Keepalive
 from cdc.source.stream import Stream
+from cdc.verifier import Verifier
+from cdc.verifying import Verifying
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
+_MAKES_WAY_BYTES: Final = 1024**2
 _SOME_FRAMES: Final = range(64, 1500)
 _GATHER_SECONDS: Final = 0.002
 
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Three threads, one direction: receive, project, write; and one that reads rows to be copied.
+    """Three threads, one direction: receive, project, write; and two that read rows.
+
+    One reads rows to be copied, the other rows to be compared.
 
     `start` is where the stream begins: the checkpoint. `persist` calls a function again while it
     fails in a way that passes by itself. `settle` raises where something in what was decoded must
@@ -50,6 +56,8 @@ class Pipeline:
     exchange: Exchange
     copying: Copying
     copier: Copier
+    verifying: Verifying
+    verifier: Verifier
     writer: Writer
     metrics: Metrics
     batch_changes: int
@@ -75,12 +83,13 @@ class Pipeline:
         """Stream until told to stop, then drain; raise what ended it otherwise."""
         others = [
             threading.Thread(target=self._guarded, args=(part,), name=part.__name__.strip("_"))
-            for part in (self._project, self._write, self._copy)
+            for part in (self._project, self._write, self._copy, self._verify)
         ]
         for thread in others:
             thread.start()
         self._guarded(self._receive)
         self.copier.stop()
+        self.verifier.stop()
         if self._errors:
             self.stream.close()  # a server that shuts down waits for it
         for thread in others:
@@ -189,19 +198,29 @@ class Pipeline:
     def _project_all(self) -> None:
         batch = Batch()
         while True:
-            holding = self.copying.ready(batch) or batch.can_commit
+            holding = self._has_rows_ready(batch) or batch.can_commit
             item = self.exchange.next(holding=holding)
             if item is None and not holding:
                 break
             if item is not None:
                 self._add(item, batch)
-            full = self._is_full(batch)
+            full = self._is_full(batch) or self._makes_way(batch)
             if full or (item is None and batch.can_commit):
                 batch = self._handed_over(batch)
             if full or item is None:  # it is the turn of what was there before
                 for part in self.copying.placed(batch):
                     batch = self._handed_over(part)
+                for part in self.verifying.placed(batch):
+                    batch = self._handed_over(part)
         self.exchange.end()
+
+    def _has_rows_ready(self, batch: Batch) -> bool:
+        """Tell whether rows from before can be placed after a batch; both look at where it ends."""
+        return any([self.copying.ready(batch), self.verifying.ready(batch)])
+
+    def _makes_way(self, batch: Batch) -> bool:
+        """Tell whether a batch is large enough for rows that wait for their place behind it."""
+        return batch.size >= _MAKES_WAY_BYTES and self._has_rows_ready(batch)
 
     def _add(self, item: Item, batch: Batch) -> None:
         match item:
@@ -213,25 +232,31 @@ class Pipeline:
                 batch.add_bulk(item, self.copying.serving)
             case Chunk():
                 self.copying.arrived(item)
+            case Probe():
+                self.verifying.arrived(item)
             case _:
                 batch.reach(item)
 
     def _handed_over(self, batch: Batch) -> Batch:
         """Give the writer a batch; begin the next."""
         batch.effect.seal()
+        batch.walks = self.verifying.walks
         self.exchange.hand_over(batch)
-        return Batch()
+        return Batch(continues=not batch.complete)
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
 
-    # The thread that reads rows to be copied.
+    # The threads that read rows to be copied, and to be compared.
 
     def _copy(self) -> None:
-        self.copier.run(self._offer_chunk)
+        self.copier.run(self._offer_read)
 
-    def _offer_chunk(self, chunk: Chunk) -> None:
-        while not self.exchange.offer(chunk, seconds=_OFFER_SECONDS):
+    def _verify(self) -> None:
+        self.verifier.run(self._offer_read)
+
+    def _offer_read(self, rows: Chunk | Probe) -> None:
+        while not self.exchange.offer(rows, seconds=_OFFER_SECONDS):
             if self.stop.is_set():
                 raise Stopped
 
@@ -243,6 +268,8 @@ class Pipeline:
             batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
             if batch is not None:
                 self.persist(partial(self.writer.apply, batch))
+                for check in batch.checks:
+                    check.committed()
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
             self._acknowledge()
         self.writer.flush()

@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
+import sqlalchemy as sa
+
 from cdc.assemble import Assembler
 from cdc.copier import Copier
 from cdc.copying import Copying
@@ -20,8 +22,9 @@ from cdc.pipeline import Pipeline
 from cdc.reader import Decoder, Reader
 from cdc.retry import Retry
 from cdc.settings import Settings
-from cdc.sink import copies
-from cdc.sink.engine import canceller, create_engine
+from cdc.sink import copies, verifications
+from cdc.sink.asked import Asked
+from cdc.sink.engine import canceller, create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.source import slot
 from cdc.source.connection import Connection, connect, connect_replication
@@ -32,6 +35,9 @@ from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
+from cdc.verifier import Verifier
+from cdc.verify_state import Ledger
+from cdc.verifying import Verifying
 
 _PIECE_BYTES: Final = 1024**2
 
@@ -64,6 +70,7 @@ class Session:
         self.exchange: Exchange | None = None
         self._rows: CurrentRows | None = None
         self.copying: Copying | None = None
+        self._ledger = Ledger(())
 
     def hold(self, retry: Retry) -> None:
         """Stream until stopped; raise Interrupted where it ended in a way that passes.
@@ -115,6 +122,7 @@ class Session:
             identity, lsn, stored = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
+            self._ledger = self._read_ledger(read)
             self._metrics.copies(stored)
             self._writer.resume(identity, lsn)
             self.plan = plan
@@ -200,6 +208,12 @@ class Session:
         self.exchange = Exchange(settings.source.queue_bytes)
         assert self.copying is not None  # noqa: S101  likewise
         copier = self._copier(plan, relations, self.copying)
+        verifying = Verifying(
+            plan.registry,
+            self.copying.window,
+            position=lsn,
+            takes_lines=self._writer.takes_lines,
+        )
         bulk = plan.registry.in_bulk if self._writer.takes_lines else frozenset()
         decoder: Decoder
         if settings.source.plugin == "wal2json":
@@ -215,6 +229,8 @@ class Session:
             exchange=self.exchange,
             copying=self.copying,
             copier=copier,
+            verifying=verifying,
+            verifier=self._verifier(plan, relations, verifying),
             writer=self._writer,
             metrics=self._metrics,
             batch_changes=settings.read.batch_changes,
@@ -224,6 +240,12 @@ class Session:
             stop=self._stopped,
             source_stopping=self.source_stopping,
         )
+
+    def _read_ledger(self, read: sa.Connection) -> Ledger:
+        with translated(), read.begin():
+            ledger = Ledger(verifications.load(read, self._settings.source.slot).values())
+        self._metrics.verified(ledger.all.values())
+        return ledger
 
     def _copier(self, plan: setup.Plan, relations: Relations, copying: Copying) -> Copier:
         copy = self._settings.copy
@@ -237,6 +259,23 @@ class Session:
             metrics=self._metrics,
             chunk_bytes=copy.chunk_bytes,
             rows_per_second=copy.max_rows_per_second,
+        )
+
+    def _verifier(self, plan: setup.Plan, relations: Relations, verifying: Verifying) -> Verifier:
+        copying, ledger, settings = self.copying, self._ledger, self._settings.copy
+        assert copying is not None  # noqa: S101  likewise
+        return Verifier(
+            registry=plan.registry,
+            schema=plan.schema,
+            relations=relations,
+            open_source=partial(connect, self._dsn),
+            asked=Asked(self._reading, self._settings.source.slot, verifications.load),
+            copies=lambda: copying.copies,
+            done=lambda _: self._metrics.verified(ledger.all.values()),
+            ledger=ledger,
+            verifying=verifying,
+            chunk_bytes=settings.chunk_bytes,
+            rows_per_second=settings.max_rows_per_second,
         )
 
     def _relations(self, plan: setup.Plan, former: Former) -> Relations:

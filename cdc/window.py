@@ -130,11 +130,13 @@ class Window:
 class UpToDate:
     """A chunk's rows as of now: those nothing happened to, by key, and those that changed.
 
-    Rows that came into being meanwhile are among the changed ones, wherever their keys lie.
+    Rows that came into being meanwhile are among the changed ones, wherever their keys lie. Of
+    those in `partial`, which changed elsewhere, some values are unknown (UNCHANGED).
     """
 
     untouched: dict[Key, Values]
     changed: list[Values]
+    partial: list[Values] = field(default_factory=list)
 
 
 def bring_up_to_date(
@@ -145,12 +147,11 @@ def bring_up_to_date(
     Values that were not sent stay as they are. What became of rows that are neither here nor came
     into being by the changes is left to the stream, which has written it.
     """
-    untouched, changed = dict(rows), dict[Key, Values]()
+    untouched, changed, partial = dict(rows), dict[Key, Values](), dict[Key, Values]()
 
     def take(key: Key) -> Values | None:
-        mine = changed.pop(key, None)
-        theirs = untouched.pop(key, None)
-        return theirs if mine is None else mine
+        found = [side.pop(key, None) for side in (changed, partial, untouched)]
+        return next((values for values in found if values is not None), None)
 
     for change in changes:
         if change.relation.names != relation.names:
@@ -165,14 +166,13 @@ def bring_up_to_date(
                 key = _key(relation.key_of(change.values))
                 values = _filled(change.values, before)
                 take(key)
-                if UNCHANGED not in values:
-                    changed[key] = values
+                (partial if UNCHANGED in values else changed)[key] = values
             case Deleted():
                 take(_key(change.key_values))
             case Truncated():
-                untouched.clear()
-                changed.clear()
-    return UpToDate(untouched, list(changed.values()))
+                for side in (untouched, changed, partial):
+                    side.clear()
+    return UpToDate(untouched, list(changed.values()), list(partial.values()))
 
 
 def _key(values: Values) -> Key:

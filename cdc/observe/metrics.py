@@ -30,6 +30,7 @@ from cdc.observe.state import State
 from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
 from cdc.rows import Bulk
+from cdc.verify_state import Verification
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 KINDS: Final = ("inserted", "updated", "deleted", "truncated")
@@ -107,6 +108,11 @@ class Metrics(Collector):
             "cdc_replication_lag_seconds",
             "Age of the oldest write that is not applied; 0 when caught up.",
         ).set_function(self.lag_seconds)
+        self.mismatched = self._gauge(
+            "cdc_verify_mismatched_rows",
+            "Read rows missing, extra or different, and not mended, at the last verification.",
+            "projector",
+        )
         self._states = self._gauge("cdc_state", "1 for the state the daemon is in.", "state")
         self._copy_progress = self._gauge(
             "cdc_copy_progress_ratio",
@@ -128,6 +134,16 @@ class Metrics(Collector):
             self._copy_progress.labels(str(table))
         for projector, kind in product(projectors, OPERATIONS):
             self.operations_applied.labels(projector, kind)
+            self.mismatched.labels(projector)
+
+    def verified(self, verifications: Iterable[Verification]) -> None:
+        """Tell what verifications found, of the projectors that are done with."""
+        of: dict[str, list[Verification]] = {}
+        for one in verifications:
+            of.setdefault(one.unit.projector, []).append(one)
+        for projector, theirs in of.items():
+            if not any(one.due for one in theirs):
+                self.mismatched.labels(projector).set(sum(one.mismatched for one in theirs))
 
     def enter(self, state: State, *, because: str | None = None) -> None:
         """Change the state; `because` says what is being retried."""

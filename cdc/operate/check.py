@@ -14,7 +14,7 @@ from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
 from cdc.settings import MirrorSettings, Settings
-from cdc.sink import checkpoint, copies, privileges, source_columns, tables
+from cdc.sink import checkpoint, privileges, source_columns, tables
 from cdc.sink import engine as read_database
 from cdc.source import privileges as source_privileges
 from cdc.source import publication, slot, wal2json
@@ -265,7 +265,7 @@ def _publication_finding(source: Connection, difference: publication.Difference)
 
 
 def _read_side(read: sa.Connection, plan: setup.Plan, settings: Settings) -> Findings:
-    wanted = [checkpoint.TABLE, copies.TABLE, source_columns.TABLE, *plan.registry.read_tables]
+    wanted = [*setup.BOOKKEEPING, *plan.registry.read_tables]
     follow = settings.projection.follow_schema
     with read_database.translated(), read.begin():
         tables.require_definable(read, wanted)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
@@ -34,6 +34,7 @@ from cdc.projection.project import describe
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.schema import Schema, SourceTable
+from cdc.sink.comparison import differ, same_key
 from cdc.sink.dialects import sink_of
 from cdc.sink.engine import translated as read_translated
 from cdc.sink.storage import like
@@ -41,11 +42,10 @@ from cdc.sink.tables import create_one
 from cdc.source.connection import Connection, translated
 from cdc.source.relations import Relations
 from cdc.values import Text
+from cdc.verify_state import VERDICTS, Verdict
 
-Verdict = Literal["missing", "extra", "different"]
 Key = tuple[str | None, ...]
 
-_VERDICTS: Final[tuple[Verdict, ...]] = ("missing", "extra", "different")
 _CHUNK: Final = 5_000
 _SNAPSHOT: Final = "repeatable read"
 # The stream knows no row-level security: a comparison that obeyed it would call rows extra. It
@@ -216,7 +216,7 @@ class _Expected:
         counts = {said: rows for said, rows in self._read.execute(counted)}  # noqa: C416  typed
         more = sa.select(sa.func.count()).select_from(extra)
         counts["extra"] = self._read.execute(more).scalar_one()
-        found = [name for name in _VERDICTS if counts.get(name)]
+        found = [name for name in VERDICTS if counts.get(name)]
         chosen = {name: sa.select(ours).where(verdict == name).subquery() for name in found}
         chosen["extra"] = extra
         return TableComparison(
@@ -233,12 +233,12 @@ class _Expected:
         """Select a verdict (NULL: equal) and the key of each row that there should be."""
         mine, theirs = self._sides(table)
         columns = {name for shape in self._written[table] for name in shape.columns}
-        differs = [self._differ(mine.c[name], theirs.c[name]) for name in sorted(columns)]
+        differs = [differ(self._read, mine.c[name], theirs.c[name]) for name in sorted(columns)]
         verdict = sa.case(
             (theirs.c[key_columns(table)[0]].is_(None), "missing"),
             (sa.or_(sa.false(), *differs), "different"),
         )
-        joined = mine.join(theirs, _same_key(mine, theirs, table), isouter=True)
+        joined = mine.join(theirs, same_key(mine, theirs, table), isouter=True)
         keys = _labelled_key(mine, table)
         return sa.select(verdict.label("verdict"), *keys).select_from(joined).subquery()
 
@@ -248,7 +248,7 @@ class _Expected:
         Apart from the others, for MySQL has no full join, and takes a temporary table once.
         """
         mine, theirs = self._sides(table)
-        joined = theirs.join(mine, _same_key(mine, theirs, table), isouter=True)
+        joined = theirs.join(mine, same_key(mine, theirs, table), isouter=True)
         is_extra = mine.c[key_columns(table)[0]].is_(None)
         keys = _labelled_key(theirs, table)
         return sa.select(*keys).select_from(joined).where(is_extra).subquery()
@@ -256,14 +256,6 @@ class _Expected:
     def _sides(self, table: sa.Table) -> tuple[sa.FromClause, sa.FromClause]:
         mine = self._tables[table].alias("expected")
         return mine, _named_like(mine, table).alias("actual")
-
-    def _differ(
-        self, mine: sa.ColumnElement[Any], theirs: sa.ColumnElement[Any]
-    ) -> sa.ColumnElement[bool]:
-        """Tell whether two values differ: as text in Postgres, where json compares no other way."""
-        if self._read.dialect.name == "postgresql":
-            return sa.cast(mine, sa.Text).is_distinct_from(sa.cast(theirs, sa.Text))
-        return mine.is_distinct_from(theirs)
 
     def _first_keys(self, rows: sa.Subquery, *, limit: int) -> tuple[Key, ...]:
         key = [column for column in rows.c if column.name != "verdict"]
@@ -274,12 +266,6 @@ class _Expected:
             tuple(None if value is None else str(value) for value in row)
             for row in self._read.execute(statement)
         )
-
-
-def _same_key(
-    mine: sa.FromClause, theirs: sa.FromClause, table: sa.Table
-) -> sa.ColumnElement[bool]:
-    return sa.and_(*(mine.c[name] == theirs.c[name] for name in key_columns(table)))
 
 
 def _labelled_key(side: sa.FromClause, table: sa.Table) -> list[sa.ColumnElement[Any]]:

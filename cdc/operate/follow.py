@@ -62,15 +62,19 @@ class Watch:
 
     def look(self) -> None:
         """Look how far they are; raise NothingToCopy where they were dropped, or a ReadError."""
-        self._read = self._read or connect_read(self._engine)
-        with translated(), self._read.begin():
-            self._stored = copies.load(self._read, self._slot) or {}
+        with translated(), self.reading().begin():
+            self._stored = copies.load(self.reading(), self._slot) or {}
         for unit in self._units:
             if unit not in self._stored:
                 raise NothingToCopy(
                     f"the copy of {unit.source} for {unit.projector} is no longer there: the "
                     "pipeline was dropped, or its configuration changed"
                 )
+
+    def reading(self) -> sa.Connection:
+        """Give the connection to the read database, which is made when first needed."""
+        self._read = self._read or connect_read(self._engine)
+        return self._read
 
     def someone_streams(self) -> bool:
         """Tell whether a daemon streams from the slot; raise a SourceError."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,7 +22,7 @@ from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
 from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies, source_columns, tables
+from cdc.sink import checkpoint, copies, source_columns, tables, verifications
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.snapshot import Snapshot
@@ -33,6 +33,15 @@ from cdc.source.partitions import Attached, attached
 from cdc.source.slot_creation import create_slot
 
 log = logging.getLogger(__name__)
+
+BOOKKEEPING: Final = (
+    checkpoint.TABLE,
+    copies.TABLE,
+    verifications.TABLE,
+    verifications.KEYS,
+    source_columns.TABLE,
+)
+"""The tables that the daemon keeps in the read database beside the read tables."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def prepare(
 
 def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
     """Create the read tables and the bookkeeping that are missing; refuse what does not fit."""
-    wanted = [checkpoint.TABLE, copies.TABLE, source_columns.TABLE, *registry.read_tables]
+    wanted = [*BOOKKEEPING, *registry.read_tables]
     with translated(), connection.begin():
         tables.require_definable(connection, wanted)
         absent = tables.missing(connection, wanted)
@@ -302,11 +311,17 @@ def set_up(settings: Settings) -> Lsn:
     read = writer.open()
     try:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
-            wanted = plan(settings, source)
-            found = examine(settings, source=source, replication=replication, read=read)
-            since = None if found.first else AT_START
-            prepare(read, wanted, settings, source=source, since=since)
-            begun = begin(settings, wanted, source=source, replication=replication, read=read)
+            return establish(settings, source=source, replication=replication, read=read)
     finally:
         writer.close()
-    return begun.lsn
+
+
+def establish(
+    settings: Settings, *, source: Connection, replication: Connection, read: sa.Connection
+) -> Lsn:
+    """Do all that comes before streaming, as who holds the slot's lock; give where it begins."""
+    wanted = plan(settings, source)
+    found = examine(settings, source=source, replication=replication, read=read)
+    since = None if found.first else AT_START
+    prepare(read, wanted, settings, source=source, since=since)
+    return begin(settings, wanted, source=source, replication=replication, read=read).lsn

@@ -25,7 +25,7 @@ class Start(Enum):
 
 
 _COPY_AGAIN = (
-    "changes are gone: the read tables must be filled anew. Empty them, run `cdc drop`, and start"
+    "changes are gone. `cdc resync` makes a new slot and copies everything again, beside the stream"
 )
 
 

@@ -86,9 +86,9 @@ def _verdict(state: slot.SlotState | None, has_checkpoint: bool) -> str:  # noqa
         case None, False:
             return "not set up: `cdc run` or `cdc setup` begins"
         case None, True:
-            return "the slot is gone: changes were lost"
+            return "the slot is gone, changes were lost: `cdc resync`"
         case slot.SlotState(lost=True), _:
-            return "the slot is lost: changes were lost"
+            return "the slot is lost, changes were lost: `cdc resync`"
         case _, False:
             return "the slot has no checkpoint in this read database"
         case slot.SlotState(active=True), _:

@@ -13,6 +13,7 @@ from cdc.errors import ProjectionError
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update, Upsert
+from cdc.projection.check import Check, Walk
 from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
 from cdc.projection.project import project
 from cdc.projection.registry import Registry
@@ -226,6 +227,7 @@ class Batch:
     nothing is pending before. `operations` counts by projector and kind. What was added is kept,
     each with the projectors it is for, because a batch that violates a constraint is applied again
     in commit order. `copies` are stored in the same commit; `copied` counts the rows they brought.
+    `checks` compare the read tables as they are after all of it; `walks` note what it wrote.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
@@ -236,8 +238,11 @@ class Batch:
     changes: int = 0
     size: int = 0
     copies: dict[Unit, Copy] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    walks: tuple[Walk, ...] = ()
     copied: Counter[TableName] = field(default_factory=Counter)
     unfinished: bool = False
+    continues: bool = False
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
@@ -323,9 +328,12 @@ class Batch:
     def complete(self) -> bool:
         """Tell whether it ends on a commit: only then may its checkpoint be stored.
 
-        `unfinished` tells of one that more copied rows belong to.
+        `unfinished` tells of one that more copied rows belong to, `continues` of one that began
+        inside a transaction.
         """
-        return not self.unfinished and (not self.transactions or self.transactions[-1].ends)
+        if self.unfinished:
+            return False
+        return self.transactions[-1].ends if self.transactions else not self.continues
 
     @property
     def commit_time(self) -> datetime | None:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Final
 
 import sqlalchemy as sa
@@ -19,11 +19,13 @@ from cdc.errors import (
 from cdc.lsn import Lsn
 from cdc.operation import Operation, Truncate, key_columns
 from cdc.projection.batch import Batch, NetEffect
+from cdc.projection.check import Check
 from cdc.projection.project import project
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint as checkpoints
-from cdc.sink import copies
+from cdc.sink import copies, verifications
+from cdc.sink.comparison import Comparison
 from cdc.sink.dialects import sink_of
 from cdc.sink.engine import connect, translated
 from cdc.sink.refused import RowsRefused
@@ -44,6 +46,7 @@ class Writer:
         self._slot = slot
         self._connection: sa.Connection | None = None
         self._sink: Sink | None = None
+        self._comparison: Comparison | None = None
         self._transaction: sa.RootTransaction | None = None
         self._identity: checkpoints.Identity | None = None
         self._checkpoint: Lsn | None = None
@@ -71,6 +74,7 @@ class Writer:
             with translated():
                 self._sink = sink_of(self._connection)
                 self._sink.configure()
+                self._comparison = Comparison(self._connection, self._sink, self._slot)
                 if not self._sink.lock(self._slot):
                     holder = self._sink.lock_holder(self._slot)
                     raise ReadLocked(f"another daemon serves slot {self._slot}: {holder}")
@@ -95,7 +99,7 @@ class Writer:
     def close(self) -> None:
         """Roll back what is open and disconnect; never raise."""
         connection, self._connection = self._connection, None
-        self._sink = self._transaction = None
+        self._sink = self._transaction = self._comparison = None
         self._pieces_applied = False
         if connection is not None:
             with suppress(sa.exc.SQLAlchemyError):
@@ -127,9 +131,10 @@ class Writer:
         connection = self.open()
         with translated(), connection.begin():
             stored = checkpoints.load(connection, self._slot)
-            stored_copies = copies.are_stored(connection, self._slot, batch.copies.values())
+            are_stored = copies.are_stored(connection, self._slot, batch.copies.values())
+            are_stored &= self._are_stored(connection, batch.checks)
         lsn = stored.lsn if stored else None
-        if lsn is not None and lsn == batch.end_lsn and batch.complete and stored_copies:
+        if lsn is not None and lsn == batch.end_lsn and batch.complete and are_stored:
             _, sink = self._opened()
             with translated():
                 self._committed(lsn, sink.positions())
@@ -143,6 +148,13 @@ class Writer:
                 hint="start again: the start-up checks decide where to go on",
             )
         return False
+
+    def _are_stored(self, connection: sa.Connection, checks: Iterable[Check]) -> bool:
+        """Tell whether checks were worked out, and what came of them is stored."""
+        results = [check.results for check in checks]
+        worked_out = [result for result in results if result is not None]
+        found = chain.from_iterable(worked_out)
+        return worked_out == results and verifications.are_stored(connection, self._slot, found)
 
     def _lost_commits(self, stored: Lsn | None) -> bool:
         """Tell whether commits are gone that had not reached the read database's disk.
@@ -168,10 +180,20 @@ class Writer:
             self._apply_merged(batch)
         for copy in batch.copies.values():
             copies.store(connection, self._slot, copy)  # or it has been asked for anew meanwhile
+        self._compare(batch)
         if batch.complete and batch.end_lsn is not None:
             self._commit(batch, batch.end_lsn)
         else:
             self._pieces_applied = True
+
+    def _compare(self, batch: Batch) -> None:
+        """Note for walks what the batch wrote; then compare what is to be compared after it."""
+        if self._comparison is None:
+            return
+        for walk in batch.walks:
+            self._comparison.note(walk, batch.effect)
+        for check in batch.checks:
+            check.results = self._comparison.examine(check)
 
     def _apply_merged(self, batch: Batch) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order."""

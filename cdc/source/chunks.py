@@ -28,6 +28,7 @@ from cdc.source.key_order import KeyOrder
 _SESSION: Final = """
 set row_security = off;
 set search_path = pg_catalog;
+set synchronous_commit = local;
 set enable_seqscan = off;
 set enable_bitmapscan = off;
 set enable_sort = off;
@@ -41,7 +42,6 @@ set jit = off
 # (Postgres documentation, MVCC "Caveats").
 _BEGIN: Final = """
 begin isolation level repeatable read;
-set local synchronous_commit = local;
 lock table {table} in access share mode
 """
 # With the lock held, the columns stay as they are.

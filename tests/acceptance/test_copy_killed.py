@@ -43,6 +43,8 @@ def test_a_million_rows_are_copied_once_whatever_is_killed(pipeline: Pipeline):
     writes.terminate()
     writes.wait()
     pipeline.caught_up()
+    verified = pipeline.cdc("verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
     process.terminate()
     assert process.wait(30) == 0
     for table in [*KEYED, "pgbench_history"]:

@@ -18,7 +18,7 @@ from cdc.operation import (
     Upsert,
     shape_of,
 )
-from cdc.projection.batch import NetEffect, Segment
+from cdc.projection.batch import Batch, NetEffect, Segment
 
 METADATA = sa.MetaData()
 ONE, TWO = (
@@ -199,3 +199,8 @@ def test_a_truncate_forgets_what_came_before() -> None:
     assert not (effects.writes)
     assert not (effects.deletes)
     assert not (effects.moves)
+
+
+def test_a_batch_that_begins_inside_a_transaction_is_not_complete_before_that_ends() -> None:
+    assert Batch().complete
+    assert not Batch(continues=True).complete

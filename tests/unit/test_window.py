@@ -141,3 +141,10 @@ def test_more_than_can_be_kept_is_dropped_with_all_the_rest() -> None:
     window.note(transaction(22, inserted("2", "a", "b")))
     assert opened.dropped
     assert not list(opened.changes())
+
+
+def test_a_row_that_changed_elsewhere_is_known_in_part() -> None:
+    changes = [update("9", "n", UNCHANGED), update("5", "m", UNCHANGED, old="9")]
+    now = bring_up_to_date({}, changes, T)
+    assert now is not None
+    assert (now.changed, now.partial) == ([], [("5", "m", UNCHANGED)])

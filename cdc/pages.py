@@ -1,0 +1,181 @@
+"""Read the source rows of a unit, page after page, for the checks of a verification."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cdc.copy_state import Key
+from cdc.exchange import Stopped
+from cdc.names import TableName
+from cdc.projection.check import Check, Probe, Walk
+from cdc.source.chunks import ChunkSize
+from cdc.source.compared import ComparedReader
+from cdc.verify_state import WHOLE, Ledger, Verification
+from cdc.window import Opened, Window
+
+_AHEAD: Final = 2  # checks that are read while others wait for their place
+_VISIBLE_SECONDS: Final = 0.05
+_WAIT_SECONDS: Final = 0.5
+_SUMMED_ROWS: Final = 20_000
+_BY_ROWS: Final = 8  # pages read whole after one whose sum did not do
+_SAMPLED_PAGES: Final = 200  # of a table: a sample of few would tell little
+_FEWEST_ROWS: Final = 100
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where pages go, and what is waited for. `look` sees what somebody asks for meanwhile."""
+
+    ledger: Ledger
+    window: Window
+    offer_to: Callable[[Probe], None]
+    look: Callable[[], None]
+    stop: threading.Event
+
+    def offer(self, probe: Probe) -> None:
+        """Hand on what was read."""
+        self.ledger.expect()
+        self.offer_to(probe)
+
+    def wait(self, *, outstanding: int) -> None:
+        """Wait until no more than so many checks are under way; raise Stopped."""
+        while not self.ledger.wait(outstanding, seconds=_WAIT_SECONDS):
+            if self.stop.is_set():
+                raise Stopped
+
+    def open(self, reader: ComparedReader, source: TableName) -> Opened:
+        """Begin to read in a snapshot that sees all of the table that was streamed already."""
+        while not self.stop.is_set():
+            opened = self.window.open(source, reader.begin())
+            if opened is not None:
+                return opened
+            reader.rollback()
+            self.stop.wait(_VISIBLE_SECONDS)  # a commit that waits for a synchronous standby
+        raise Stopped
+
+
+@dataclass(kw_only=True, eq=False)
+class Pages:
+    """The pages of one unit.
+
+    By sums of hashes of `columns`, if there are any, and by rows where those do not do. With
+    `finish` the unit is done at the table's end.
+    """
+
+    feed: Feed
+    reader: ComparedReader
+    verification: Verification
+    columns: Sequence[str]
+    ranged: bool
+    walk: Walk | None
+    finish: bool
+    deletes: bool
+    size: ChunkSize
+    rows_per_second: int
+
+    _estimate: int | None = field(default=None, init=False)
+    _by_rows: int = field(default=0, init=False)
+
+    def read(self) -> bool:
+        """Have all rows compared; tell False where that has to be begun anew."""
+        ledger, unit = self.feed.ledger, self.verification.unit
+        self._estimate = self.reader.estimate()
+        after, ends, fruitless = self.verification.reached, False, ledger.fruitless
+        while True:
+            self.feed.wait(outstanding=0 if ends else _AHEAD)
+            self.feed.look()
+            if ledger.current(unit).asked != self.verification.asked:
+                return False
+            if ledger.fruitless != fruitless:
+                self.feed.wait(outstanding=0)
+                fruitless, self._by_rows = ledger.fruitless, _BY_ROWS
+                after, ends = ledger.current(unit).reached, False
+            elif ends:
+                return True
+            if self.walk is not None and self.walk.lost:
+                return False
+            after, ends = self._page(after)
+
+    def _page(self, after: Key | None) -> tuple[Key | None, bool]:
+        """Read a page, and leave out those before it that are not in the sample."""
+        start, skipped, ends = after, 0, False
+        while not ends and not self._is_chosen():
+            if self.feed.stop.is_set():
+                raise Stopped
+            left_out = self.reader.skip(after=start, rows=self._rows(_SUMMED_ROWS))
+            skipped += left_out.count
+            start, ends = left_out.last or start, left_out.ends
+        if ends:
+            self.feed.offer(Probe(check=self._check(after, start, 0, skipped, ends=True)))
+            return start, True
+        return self._compared(after, start, skipped)
+
+    def _is_chosen(self) -> bool:
+        sample = self.verification.sample
+        return sample >= WHOLE or random.random() * WHOLE < sample  # noqa: S311  no secret
+
+    def _rows(self, usual: int) -> int:
+        if self.verification.sample >= WHOLE:
+            return usual
+        return min(usual, max(_FEWEST_ROWS, (self._estimate or 0) // _SAMPLED_PAGES))
+
+    def _compared(
+        self, after: Key | None, start: Key | None, skipped: int
+    ) -> tuple[Key | None, bool]:
+        began = time.monotonic()
+        opened = self.feed.open(self.reader, self.verification.unit.source)
+        total: int | None = None
+        text = b""
+        if self.columns and not self._by_rows:
+            rows = self._rows(_SUMMED_ROWS)
+            summed = self.reader.sum(self.columns, after=start, rows=rows)
+            count, last, ends = summed.count, summed.last, summed.ends
+            total = summed.total
+        else:
+            page = self.reader.read(after=start, rows=self._rows(self.size.rows))
+            text, count, last, ends = page.text, page.count, page.last, page.ends
+            self._by_rows = max(0, self._by_rows - 1)
+            self.size.learn(page, seconds=time.monotonic() - began)
+        last = last or start
+        self.feed.offer(
+            Probe(
+                check=self._check(after, last, count, skipped, ends=ends),
+                watermark=self.reader.mark(),
+                relation=self.reader.relation,
+                opened=opened,
+                text=text,
+                total=total,
+                start=start,
+                ends=ends,
+                ranged=self.ranged,
+                deletes=self.deletes,
+            )
+        )
+        self._slow_down(count, time.monotonic() - began)
+        return last, ends
+
+    def _check(
+        self, after: Key | None, last: Key | None, count: int, skipped: int, *, ends: bool
+    ) -> Check:
+        unit = self.verification.unit
+        return Check(
+            ledger=self.feed.ledger,
+            unit=unit,
+            asked=self.verification.asked,
+            after=after,
+            last=last,
+            count=count,
+            skipped=skipped,
+            estimate=self._estimate,
+            walk=self.walk,
+            finishes=(unit,) if self.finish and ends else (),
+            anew=after is None and not self.verification.repair,
+        )
+
+    def _slow_down(self, rows: int, seconds: float) -> None:
+        """Keep to the rows a second that are allowed."""
+        if self.rows_per_second:
+            self.feed.stop.wait(max(0.0, rows / self.rows_per_second - seconds))

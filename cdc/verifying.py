@@ -1,0 +1,139 @@
+"""Verifications beside the stream: where rows wait for the point they are compared at.
+
+It is the same as with copies, but that the rows are compared instead of written (docs/copy.md).
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from cdc import lines
+from cdc.assemble import Transaction
+from cdc.change import Change, Inserted, Relation, Updated
+from cdc.copy_state import Unit
+from cdc.lsn import Lsn
+from cdc.operation import Delete, Upsert
+from cdc.projection.batch import Batch
+from cdc.projection.check import Checksum, Expected, Probe, Range, Walk
+from cdc.projection.expectation import expected_of
+from cdc.projection.lines import BulkPlan
+from cdc.projection.mirror import Mirror
+from cdc.projection.project import project
+from cdc.projection.registry import Registry
+from cdc.window import UpToDate, Values, Window, bring_up_to_date
+
+_NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
+
+
+class Verifying:
+    """What is to be compared, as the projection thread has it.
+
+    `walks` are those for which everything that is written has to be noted; set by the thread that
+    reads rows, before it takes a snapshot.
+    """
+
+    def __init__(
+        self, registry: Registry, window: Window, *, position: Lsn, takes_lines: bool
+    ) -> None:
+        """Take where the stream begins. `takes_lines` tells that encoded rows can be written."""
+        self.window = window
+        self.walks: tuple[Walk, ...] = ()
+        self._registry = registry
+        self.takes_lines = takes_lines
+        self._waiting: deque[Probe] = deque()
+        self._position = position
+
+    def arrived(self, probe: Probe) -> None:
+        """Take rows that are to be compared once the stream has passed their watermark."""
+        self._waiting.append(probe)
+
+    def ready(self, batch: Batch) -> bool:
+        """Tell whether rows can be compared after what is in a batch."""
+        self._position = max(self._position, batch.end_lsn or Lsn(0))
+        reached = bool(self._waiting) and self._position >= self._waiting[0].watermark
+        return reached and batch.complete
+
+    def placed(self, batch: Batch) -> Iterator[Batch]:
+        """Place the next check, if it can be: give the batch with it."""
+        if not self.ready(batch):
+            return
+        probe = self._waiting.popleft()
+        if self._is_known(probe):
+            batch.checks.append(probe.check)
+            batch.reach(self._position)
+            yield batch
+        else:
+            probe.check.ledger.release(fruitless=True)
+
+    def _is_known(self, probe: Probe) -> bool:
+        """Say what the read tables should hold as of now; tell False where that is unknown."""
+        if probe.opened is None:
+            return True
+        changes = list(probe.opened.changes())
+        self.window.close(probe.opened)
+        if probe.opened.dropped or (changes and probe.total is not None):
+            return False
+        return self._expect(probe, changes)
+
+    def _expect(self, probe: Probe, changes: list[Change]) -> bool:
+        check, relation = probe.check, probe.relation
+        assert relation is not None  # noqa: S101  there are rows
+        if probe.ranged:
+            (table,) = self._registry.projector(check.unit.projector).into
+            check.within = Range(table, probe.start, None if probe.ends else check.last)
+        plan = self.plan(check.unit, relation)
+        if plan is not None and probe.total is not None:
+            check.checksum = Checksum(plan, check.count, probe.total)
+        elif plan is not None and not changes and _is_whole(plan, relation):
+            text = probe.text
+            check.expected = (
+                [Expected(Upsert, plan.shape, (), exists=True, text=text)] if text else ()
+            )
+        else:
+            rows = {_key(relation, row): row for row in lines.decode(probe.text)}
+            now = bring_up_to_date(rows, changes, relation)
+            if now is None:
+                return False
+            expected = self._projected(check.unit, relation, now)
+            check.expected = [e for e in expected if probe.deletes or e.kind is not Delete]
+        return True
+
+    def plan(self, unit: Unit, relation: Relation) -> BulkPlan | None:
+        """Give how a mirror's read rows are the source's as they are; None where they are not.
+
+        None too where the read database cannot take them as they are.
+        """
+        projector = self._registry.projector(unit.projector)
+        if not self.takes_lines or not isinstance(projector, Mirror) or not projector.in_bulk:
+            return None
+        return projector.bulk_plan(relation)
+
+    def _projected(self, unit: Unit, relation: Relation, now: UpToDate) -> list[Expected]:
+        registry = self._registry.only(unit)
+        whole: list[Change] = [
+            Inserted(relation, values, copied=True)
+            for values in (*now.untouched.values(), *now.changed)
+        ]
+        partly: list[Change] = [Updated(relation, values, partial=True) for values in now.partial]
+        return [
+            *expected_of(op for _, op in project(self._transaction(whole), registry)),
+            *expected_of(
+                (op for _, op in project(self._transaction(partly), registry)), partial=True
+            ),
+        ]
+
+    def _transaction(self, changes: list[Change]) -> Transaction:
+        """Give changes that the stream did not bring, as if it had, here."""
+        now = datetime.now(UTC)
+        return Transaction(
+            _NOT_OF_THE_STREAM, self._position, self._position, now, changes, len(changes)
+        )
+
+
+def _key(relation: Relation, values: Values) -> tuple[str, ...]:
+    return tuple(str(value) for value in relation.key_of(values))
+
+
+def _is_whole(plan: BulkPlan, relation: Relation) -> bool:
+    return plan.positions == tuple(range(len(relation.names)))
