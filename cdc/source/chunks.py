@@ -115,7 +115,8 @@ class ChunkSize:
         fitting = self._target * page.count // max(1, len(page.text))
         if seconds > _SLOW_SECONDS:
             fitting = min(fitting, max(_FEWEST_ROWS, self.rows // 2))
-        self.rows = max(1, min(_MOST_ROWS, fitting))
+        fewest = max(1, min(_FEWEST_ROWS, _WIDER * fitting))
+        self.rows = max(fewest, min(_MOST_ROWS, fitting))
 
 
 class ChunkReader:

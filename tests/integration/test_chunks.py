@@ -498,7 +498,7 @@ def test_the_next_chunk_follows_the_width_of_the_rows() -> None:
     size.learn(Page(b"x" * 200_000, 1000, None, ends=False), seconds=1.5)
     assert size.rows == 2621
     size.learn(Page(b"x" * 100_000, 1, None, ends=False), seconds=0.1)
-    assert size.rows == 10
+    assert size.rows == 40
     size.learn(Page(b"x" * 2_000_000, 1, None, ends=False), seconds=0.1)
     assert size.rows == 1
     size.learn(Page(b"\n" * 1000, 1000, None, ends=False), seconds=0.1)
