@@ -137,7 +137,7 @@ class Copier:
             self._wait(outstanding=_AHEAD)
             began = time.monotonic()
             opened = self._open(reader, copy.unit.source)
-            page = reader.read(after=after, rows=self._rows(size))
+            page = reader.read(after=after, rows=self._rows(size), most_bytes=size.most_bytes)
             chunk = self._chunk(copy, reader, opened, page)
             chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
             self._offer(chunk)
@@ -158,7 +158,7 @@ class Copier:
     def _copy_again(self, reader: ChunkReader, unit: Unit) -> None:
         """Read rows once more of which an update did not send all."""
         copy = self.copying.copies[unit]
-        if not copy.due or not copy.again or copy.reached is None:
+        if not copy.due or not copy.again:
             return
         keys = copy.again[:_AGAIN_AT_ONCE]
         opened = self._open(reader, unit.source)

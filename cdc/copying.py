@@ -212,12 +212,15 @@ class Copying:
 
     def _reach(self, chunk: Chunk, batch: Batch) -> None:
         """Move the copy on, in the commit that its rows are in."""
-        with self._changed:
-            copy = _moved_on(self._copies[chunk.unit], chunk)
-            began = not self._copies[chunk.unit].begun
-            self._copies[chunk.unit] = batch.copies[chunk.unit] = copy
         batch.copied[chunk.unit.source] += chunk.count
         batch.reach(self._position)
+        with self._changed:
+            before = self._copies[chunk.unit]
+            if before.asked != chunk.asked:  # since it was begun to be placed: not where that is
+                return
+            copy = _moved_on(before, chunk)
+            began = not before.begun
+            self._copies[chunk.unit] = batch.copies[chunk.unit] = copy
         if began:
             self._serve()  # from the next batch on: this one ends here
 

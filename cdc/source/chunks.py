@@ -28,6 +28,7 @@ from cdc.source.key_order import KeyOrder
 _SESSION: Final = """
 set row_security = off;
 set search_path = pg_catalog;
+set synchronous_commit = local;
 set enable_seqscan = off;
 set enable_bitmapscan = off;
 set enable_sort = off;
@@ -41,7 +42,6 @@ set jit = off
 # (Postgres documentation, MVCC "Caveats").
 _BEGIN: Final = """
 begin isolation level repeatable read;
-set local synchronous_commit = local;
 lock table {table} in access share mode
 """
 # With the lock held, the columns stay as they are.
@@ -72,10 +72,11 @@ _EVERYWHERE: Final = frozenset(
     (21, 23, 20, 26, 16, 17, 2950, 1700, 1082, 1083, 1114, 1184)
 )  # fmt: skip
 
-_FEWEST_ROWS: Final = 100
+_FEWEST_ROWS: Final = 100  # where reading is slow, and rows are not wide
 _FIRST_ROWS: Final = 1_000
 _MOST_ROWS: Final = 50_000
 _SLOW_SECONDS: Final = 1.0
+_WIDER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class ChunkSize:
     def __init__(self, target_bytes: int = 2**20) -> None:
         self._target = target_bytes
         self.rows = _FIRST_ROWS
+        self.most_bytes = _WIDER * target_bytes  # how wide rows are is only known when they came
 
     def learn(self, page: Page, *, seconds: float) -> None:
         """Take into account how wide a page's rows were, and how long it took to read."""
@@ -112,8 +114,9 @@ class ChunkSize:
             return
         fitting = self._target * page.count // max(1, len(page.text))
         if seconds > _SLOW_SECONDS:
-            fitting = min(fitting, self.rows // 2)
-        self.rows = max(_FEWEST_ROWS, min(_MOST_ROWS, fitting))
+            fitting = min(fitting, max(_FEWEST_ROWS, self.rows // 2))
+        fewest = max(1, min(_FEWEST_ROWS, _WIDER * fitting))
+        self.rows = max(fewest, min(_MOST_ROWS, fitting))
 
 
 class ChunkReader:
@@ -159,17 +162,20 @@ class ChunkReader:
                     "was read"
                 )
 
-    def read(self, *, after: Key | None, rows: int) -> Page:
-        """Read the next rows after a key, or the first ones, in the key's order."""
+    def read(self, *, after: Key | None, rows: int, most_bytes: int = sys.maxsize) -> Page:
+        """Read the next rows after a key, or the first ones, in the key's order.
+
+        Fewer where they are so wide that they take `most_bytes`: the transaction ends then.
+        """
         with self._described():
             order = self._key_order()
             after_it = sql.SQL("where {}").format(order.after(after)) if after else sql.SQL("")
             statement = sql.SQL("{} {} order by {} limit {}").format(
                 self._select, after_it, order.by, sql.Literal(rows)
             )
-            text, count, line = self._copied(statement)
+            text, count, line = self._copied(statement, most_bytes)
         last = self._key_of(line) if count else None
-        return Page(text, count, last, count < rows)
+        return Page(text, count, last, ends=count < rows and len(text) < most_bytes)
 
     def read_keys(self, keys: Sequence[Key]) -> Page:
         """Read the rows that have these keys, in no order; `last` and `ends` tell nothing."""
@@ -177,7 +183,8 @@ class ChunkReader:
             return Page(b"", 0, None, ends=False)
         with self._described():
             among = self._key_order().among(keys)
-            text, count, _ = self._copied(sql.SQL("{} join {}").format(self._select, among))
+            statement = sql.SQL("{} join {}").format(self._select, among)
+            text, count, _ = self._copied(statement, sys.maxsize)
         return Page(text, count, None, ends=False)
 
     def read_all(self, size: int) -> Iterator[tuple[bytes, int]]:
@@ -193,7 +200,8 @@ class ChunkReader:
     def mark(self) -> Lsn:
         """Write the watermark into the WAL, commit, and give its position.
 
-        It does not wait for a standby: the stream brings what the snapshot saw before it.
+        It does not wait for a standby: the stream brings what the snapshot saw before it. Any
+        later position will do, too, where the transaction has ended already.
         """
         with translated():
             connection = self._opened()
@@ -258,9 +266,12 @@ class ChunkReader:
         (values,) = lines.decode(bytes(line))
         return tuple(str(value) for value in self.relation.key_of(values))
 
-    def _copied(self, query: sql.Composed) -> Piece:
-        """Give all rows of a query."""
-        return next(self._pieces(query, sys.maxsize), Piece(b"", 0, b""))
+    def _copied(self, query: sql.Composed, most_bytes: int) -> Piece:
+        """Give the rows of a query; where they take too many bytes, disconnect from the rest."""
+        piece = next(self._pieces(query, most_bytes), Piece(b"", 0, b""))
+        if len(piece.text) >= most_bytes:
+            self.close()
+        return piece
 
     def _pieces(self, query: sql.Composed, size: int) -> Iterator[Piece]:
         """Give the rows of a query in pieces of about so many bytes.

@@ -22,6 +22,7 @@ _SESSION: Final = {
     "bytea_output": "hex",
     "datestyle": "ISO",
     "extra_float_digits": "3",
+    "idle_in_transaction_session_timeout": "0",  # a table is read whole at the read database's pace
     "idle_session_timeout": "0",
     "intervalstyle": "postgres",
     "lc_monetary": "C",

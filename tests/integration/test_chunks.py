@@ -472,6 +472,23 @@ def test_a_read_is_cancelled_from_another_thread(write: Database) -> None:
         until(lambda: write.connection.execute(gone).fetchone() == (True,))
 
 
+def test_a_page_of_wide_rows_is_cut_off(write: Database) -> None:
+    """How wide rows are is not known before they are read: memory would have to hold them all."""
+    write.run(
+        "create table t (id int primary key, v text)",
+        "insert into t select n, repeat(md5(n::text), 3000) from generate_series(1, 50) n",
+    )
+    found: list[Page] = []
+    after = None
+    with reading(write, "public.t") as reader:
+        while not found or not found[-1].ends:
+            reader.begin()
+            found.append(reader.read(after=after, rows=1000, most_bytes=1_000_000))
+            assert reader.mark()
+            after = found[-1].last or after
+    assert [page.count for page in found] == [11, 11, 11, 11, 6]
+
+
 def test_the_next_chunk_follows_the_width_of_the_rows() -> None:
     size = ChunkSize(2**20)
     size.learn(Page(b"x" * 200_000, 1000, None, ends=False), seconds=0.1)
@@ -481,6 +498,8 @@ def test_the_next_chunk_follows_the_width_of_the_rows() -> None:
     size.learn(Page(b"x" * 200_000, 1000, None, ends=False), seconds=1.5)
     assert size.rows == 2621
     size.learn(Page(b"x" * 100_000, 1, None, ends=False), seconds=0.1)
-    assert size.rows == 100
+    assert size.rows == 40
+    size.learn(Page(b"x" * 2_000_000, 1, None, ends=False), seconds=0.1)
+    assert size.rows == 1
     size.learn(Page(b"\n" * 1000, 1000, None, ends=False), seconds=0.1)
     assert size.rows == 50_000

@@ -76,6 +76,37 @@ def test_a_table_with_this_type_of_key_is_copied(
     equal(write, read)
 
 
+def test_a_key_whose_columns_are_declared_in_another_order_is_copied(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    """The read table has its key's columns in the order of the table's, not of the key's."""
+    write.run(
+        "create table t (id int, v text, tenant int, primary key (tenant, id))",
+        "insert into t select i, repeat('v', 40), i % 7 from generate_series(1, 6000) i",
+    )
+    cdc_run(configuration(mirrors=MIRROR).with_(copy=SMALL))
+    equal(write, read)
+
+
+def test_the_copy_of_a_table_that_has_become_empty_ends(
+    write: Database, read: Database, configuration: Configure, cdc_start: Start
+) -> None:
+    """A row that is to be read once more, and is no longer there, has no chunk to come after."""
+    write.run(
+        "create table a (id int primary key)", "insert into a select generate_series(1, 3000)"
+    )
+    write.run(TABLE, "alter table t alter big set storage external")
+    mirrors = [{"source": "public.a"}, {"source": "public.t"}]
+    daemon = cdc_start(configuration(mirrors=mirrors).with_(copy={"max_rows_per_second": 500}))
+    daemon.wait_until(lambda: read.value("select to_regclass('a') is not null"))
+    daemon.wait_until(lambda: read.rows("select 1 from a"))
+    write.run("insert into t values (1, 'v', repeat('b', 9000))", "update t set id = 2")
+    write.run("delete from t")
+    daemon.wait_until(daemon.copied)
+    equal(write, read)
+    assert daemon.stop() == 0
+
+
 def test_every_kind_of_table_is_copied(
     write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
 ) -> None:
@@ -124,6 +155,17 @@ def test_insert_only_tables_are_copied_once(
         daemon.wait_until(daemon.copied)
     daemon.wait_for(write.run("insert into log values (0)"))
     equal(write, read, "log")
+
+
+def test_a_transaction_that_reads_a_whole_table_may_idle(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run(TABLE, FILL.format(50_000))
+    name = write.value("select quote_ident(current_database())")
+    write.run(f"alter database {name} set idle_in_transaction_session_timeout = '1ms'")
+    mirrors = [{"source": "public.t", "insert_only": True}]
+    cdc_run(configuration(mirrors=mirrors).with_(copy=SMALL))
+    assert read.value("select count(*) from t") == 50_000
 
 
 def test_a_stop_in_the_midst_of_an_insert_only_table_leaves_nothing_of_it(

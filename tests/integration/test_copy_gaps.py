@@ -361,3 +361,23 @@ def happen(
     steps.chunk(step)
     steps.finish()
     steps.pump()
+
+
+def test_a_copy_asked_for_anew_while_a_chunk_is_placed_begins_at_the_beginning(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.write.run("truncate t", FILL)
+    steps.begin("again")
+    place = steps.copying._place
+
+    def place_and_ask(chunk: Chunk, batch: Batch) -> bool:
+        placed = place(chunk, batch)
+        steps.begin("again")
+        return placed
+
+    monkeypatch.setattr(steps.copying, "_place", place_and_ask)
+    steps.chunk()
+    assert steps.copy.asked == steps.asked
+    assert steps.copy.reached is None
+    monkeypatch.undo()
+    steps.finish()
