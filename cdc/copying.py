@@ -22,6 +22,7 @@ from cdc.rows import Bulk
 from cdc.window import Values, Window, bring_up_to_date
 
 _NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
+_MOST_AGAIN: Final = 1000
 
 
 class Copying:
@@ -103,9 +104,16 @@ class Copying:
         key = _key(change.relation, change.values)
         with self._changed:
             for unit, copy in self._copies.items():
-                if unit.source == change.relation.name and copy.due and key not in copy.again:
-                    noted = replace(copy, again=(*copy.again, key))
-                    self._copies[unit] = batch.copies[unit] = noted
+                if unit.source == change.relation.name and self._may_miss(copy):
+                    self._copies[unit] = batch.copies[unit] = _noted(copy, key)
+
+    def _may_miss(self, copy: Copy) -> bool:
+        """Tell whether a row may move to where chunks have been read, from where none has been.
+
+        Where the table is going to be read again from its beginning, nothing is missed.
+        """
+        begun = copy.state == "copying" or self.window.is_open(copy.unit.source)
+        return copy.due and copy.passes == 1 and begun
 
     def arrived(self, chunk: Chunk) -> None:
         """Take a chunk that is to be placed once the stream has passed its watermark."""
@@ -247,6 +255,15 @@ class Copying:
         self._add(chunk, rows, batch)
         self._reach(chunk, batch)
         yield batch
+
+
+def _noted(copy: Copy, key: Key) -> Copy:
+    """Note a row to be read once more; of very many, have the whole table read once more."""
+    if key in copy.again:
+        return copy
+    if len(copy.again) >= _MOST_AGAIN:
+        return replace(copy, again=(), passes=copy.passes + 1)
+    return replace(copy, again=(*copy.again, key))
 
 
 def _moved_on(copy: Copy, chunk: Chunk) -> Copy:

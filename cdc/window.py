@@ -103,6 +103,11 @@ class Window:
             self._opened.append(opened)
             return opened
 
+    def is_open(self, source: TableName) -> bool:
+        """Tell whether chunks of a table are being read."""
+        with self._lock:
+            return any(opened.source == source for opened in self._opened)
+
     def settle(self, snapshot: Snapshot) -> None:
         """Forget the transactions that a snapshot sees: later ones will see them too."""
         with self._lock:

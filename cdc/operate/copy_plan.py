@@ -30,22 +30,24 @@ def settle(
     if first:
         copies.forget(connection, slot)
     stored = copies.load(connection, slot) or {}
-    copies.forget(connection, slot, [unit for unit in stored if unit not in wanted])
+    _forget(connection, slot, [copy for unit, copy in stored.items() if unit not in wanted])
     before_copies = not first and not stored
     state: State = "waiting" if resync or (enabled and not before_copies) else "skipped"
+    new = [unit for unit in wanted if unit not in stored]
+    filled = _filled(connection, registry, new) if state == "waiting" and not resync else set()
+    # Rows that are there get the stream's changes from the beginning: it may be a table that was
+    # renamed, with deletes pending.
+    kept = set() if first else filled
     added = [
         Copy(
             unit,
-            purpose="resync" if resync else "first",
+            purpose="resync" if resync or unit in kept else "first",
             state=state,
             passes=1 + registry.shared(unit),
         )
-        for unit in wanted
-        if unit not in stored
+        for unit in new
     ]
     copies.add(connection, slot, added)
-    if state == "waiting" and not resync:
-        _tell_filled(connection, registry, {copy.unit.projector for copy in added})
     if before_copies:
         log.info(
             "rows from before are not copied, for streaming began long ago: `cdc copy --all` does",
@@ -60,16 +62,34 @@ def _is_resync(connection: sa.Connection, slot: str) -> bool:
     return any(copy.purpose == "resync" and copy.state == "waiting" for copy in stored)
 
 
-def _tell_filled(connection: sa.Connection, registry: Registry, projectors: set[str]) -> None:
-    """Say where a first copy may leave rows that the source has not any more."""
-    tables = {table for name in projectors for table in registry.projector(name).into}
-    inspector = sa.inspect(connection)
-    for table in sorted(tables, key=lambda table: table.fullname):
-        if not inspector.has_table(table.name, table.schema):
-            continue
-        if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():
+def _forget(connection: sa.Connection, slot: str, gone: list[Copy]) -> None:
+    copies.forget(connection, slot, [copy.unit for copy in gone])
+    for copy in gone:
+        if copy.due:
             log.warning(
-                "a read table that is about to be copied has rows already: those whose source rows "
-                "are gone may stay; `cdc verify` lists them",
-                extra={"table": table.fullname},
+                "a copy that was not done is forgotten: nothing is configured for it any more",
+                extra={"table": str(copy.unit.source), "projector": copy.unit.projector},
             )
+
+
+def _filled(connection: sa.Connection, registry: Registry, units: list[Unit]) -> set[Unit]:
+    """Give the units whose read tables have rows already, and say so."""
+    filled = {
+        unit
+        for unit in units
+        if any(_has_rows(connection, table) for table in registry.projector(unit.projector).into)
+    }
+    for unit in sorted(filled):
+        log.warning(
+            "a read table that is about to be copied has rows already: those whose source rows are "
+            "gone may stay; `cdc verify` lists them",
+            extra={"table": str(unit.source), "projector": unit.projector},
+        )
+    return filled
+
+
+def _has_rows(connection: sa.Connection, table: sa.Table) -> bool:
+    if not sa.inspect(connection).has_table(table.name, table.schema):
+        return False
+    query = sa.select(sa.literal(1)).select_from(table).limit(1)
+    return connection.execute(query).first() is not None

@@ -413,6 +413,20 @@ def test_a_first_copy_into_a_table_that_holds_rows_says_so(
     equal(write, read)
 
 
+@pytest.mark.parametrize("key", ["bigint", "text"])
+def test_a_table_that_is_renamed_loses_no_delete_that_is_pending(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run, key: str
+) -> None:
+    write.run(
+        f"create table t (id {key} primary key)",
+        "insert into t select i from generate_series(1, 100) i",
+    )
+    cdc_run(configuration(mirrors=MIRROR))
+    write.run("delete from t where id in ('5', '50')", "alter table t rename to t2")
+    cdc_run(configuration(mirrors=[{"source": "public.t2", "target": "t"}]))
+    equal(write, read, "t2", "t")
+
+
 def test_nothing_is_copied_where_that_is_turned_off(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:

@@ -322,6 +322,30 @@ def test_a_row_that_is_read_once_more_before_the_table_ends_does_not_end_the_cop
     assert source == read
 
 
+def test_very_many_rows_that_are_to_be_read_once_more_are_read_with_the_whole_table(
+    steps: Steps, store: ReadDatabase, key: str
+) -> None:
+    number = "('1' || i)" if key == "text" else "100000 + i"
+    steps.write.run(
+        "truncate t",
+        FILL,
+        f"insert into t select {number}, 'v', {BIG.format('x')} from generate_series(1, 1100) i",
+    )
+    steps.pump()
+    steps.begin("again")
+    store.query("delete from t")
+    steps.chunk()
+    moved = "'0' || id" if key == "text" else "-id"
+    steps.write.run(f"update t set id = {moved} where v = 'v'")
+    steps.pump()
+    assert len(steps.copy.again) < 1000
+    assert steps.copy.passes == 2
+    while steps.copy.due:
+        steps.chunk(rows=500)
+    source, read = both(steps, store)
+    assert source == read
+
+
 def gaps(mutation: str) -> list[str]:
     """Name the gaps in which it can happen: a truncate waits for whoever reads the table."""
     locked = {"after the snapshot", "after it was opened", "after the rows"}
