@@ -71,11 +71,15 @@ class DaemonInto(RunningDaemon):
 
     def __init__(self, configuration: Configuration, store: ReadDatabase) -> None:
         self._store = store
-        super().__init__(configuration, store)  # type: ignore[arg-type]  only checkpoint() reads it
+        super().__init__(configuration, store)  # type: ignore[arg-type]  those below alone read it
 
     def checkpoint(self) -> Lsn | None:
         found = self._store.query("select lsn from cdc_checkpoint")
         return Lsn(found[0][0]) if found and found[0][0] is not None else None
+
+    def copied(self) -> bool:
+        states = self._store.query("select state from cdc_copy")
+        return bool(states) and not {("waiting",), ("copying",)} & set(states)
 
 
 @pytest.fixture
