@@ -1,8 +1,8 @@
 """Messages to transactions: whole ones, or pieces of one too big for memory."""
 
 from copy import copy
-from datetime import datetime
-from typing import Self
+from datetime import UTC, datetime
+from typing import Final, Self
 
 from msgspec import Struct
 
@@ -10,6 +10,8 @@ from cdc.change import Change
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
+
+_NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
 
 
 class Transaction(Struct, frozen=True):
@@ -28,6 +30,12 @@ class Transaction(Struct, frozen=True):
     @property
     def ends(self) -> bool:
         return self.end_lsn is not None
+
+
+def placed_at(position: Lsn, changes: list[Change]) -> Transaction:
+    """Give changes that the stream did not bring, as if it had, at a position."""
+    now = datetime.now(UTC)
+    return Transaction(_NOT_OF_THE_STREAM, position, position, now, changes, len(changes))
 
 
 class Assembler:

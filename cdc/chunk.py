@@ -18,7 +18,8 @@ class Chunk(Struct, eq=False):
     after them, or after those that were copied before. `asked` tells for which asking it was read,
     `expected` how many rows the table may have. `ordered` tells that every database puts its keys
     into the same order. `pieces` brings the rows of a table without a key, which cannot be read in
-    parts, when it is placed.
+    parts, when it is placed. `in_last_pass` tells, once it is placed, that the table is not going
+    to be read again from its beginning.
     """
 
     unit: Unit
@@ -35,6 +36,7 @@ class Chunk(Struct, eq=False):
     expected: int | None = None
     ordered: bool = False
     pieces: Iterator[tuple[bytes, int]] | None = None
+    in_last_pass: bool = False
 
     @property
     def size(self) -> int:

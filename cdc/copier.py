@@ -13,13 +13,13 @@ from cdc.copy_state import Copy, Unit
 from cdc.copying import Copying
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
-from cdc.names import TableName
+from cdc.feed import Feed
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import seconds
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.schema import Schema
-from cdc.sink.copies import Asked
+from cdc.sink.asked import Asked
 from cdc.source.chunks import ChunkReader, ChunkSize, Page
 from cdc.source.connection import Connection
 from cdc.source.relations import Relations
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 _AHEAD: Final = 2  # chunks that are read while others wait for their place
 _LOOK_SECONDS: Final = 1.0
-_VISIBLE_SECONDS: Final = 0.05
-_WAIT_SECONDS: Final = 0.5
 _AGAIN_AT_ONCE: Final = 1000
 _SMALLER: Final = 16
 _SMALL_BYTES: Final = 256 * 1024
@@ -48,20 +46,20 @@ class Copier:
     schema: Schema
     relations: Relations
     open_source: Callable[[], Connection]
-    asked: Asked
+    asked: Asked[Copy]
     copying: Copying
     metrics: Metrics
     chunk_bytes: int
     rows_per_second: int
 
-    _offer_to: Callable[[Chunk], None] = field(init=False)
+    _feed: Feed[Chunk] = field(init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _reader: ChunkReader | None = field(default=None, init=False)
     _look_at: float = field(default=0.0, init=False)
 
     def run(self, offer: Callable[[Chunk], None]) -> None:
         """Copy what is due, until stopped; `offer` hands a chunk on."""
-        self._offer_to = offer
+        self._feed = self._feed_to(offer)
         try:
             while not self._stop.is_set():
                 self._look()
@@ -75,6 +73,10 @@ class Copier:
                 raise
         finally:
             self.asked.close()
+
+    def _feed_to(self, offer: Callable[[Chunk], None]) -> Feed[Chunk]:
+        copying = self.copying
+        return Feed(copying, copying.window, offer, self._stop, self.rows_per_second)
 
     def stop(self) -> None:
         """Stop soon, and cancel what the write database is asked for; never raise."""
@@ -113,7 +115,7 @@ class Copier:
                 self._copy_whole(reader, copy)
             elif self._copy_by_key(reader, copy):
                 self._copy_again(reader, unit)
-            self._wait(outstanding=0)
+            self._feed.wait(outstanding=0)
         self._reader = None
         now = self.copying.copies[unit]
         if now.state == "done":
@@ -127,26 +129,27 @@ class Copier:
     def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> bool:
         """Read chunk after chunk, some ahead of those that wait for their place.
 
-        Tell whether all have found it, to the table's end.
+        Tell whether all have found it, to the table's end, and no other pass follows.
         """
-        abandoned = self.copying.abandoned
+        abandoned, chunk = self.copying.abandoned, None
         after, ends = copy.reached, False
         size = ChunkSize(self.chunk_bytes)
         expected = reader.estimate() if copy.expected is None else None
         while not ends and self._goes_on(copy) and self.copying.abandoned == abandoned:
-            self._wait(outstanding=_AHEAD)
+            self._feed.wait(outstanding=_AHEAD)
             began = time.monotonic()
-            opened = self._open(reader, copy.unit.source)
+            opened = self._feed.open(reader, copy.unit.source)
             page = reader.read(after=after, rows=self._rows(size), most_bytes=size.most_bytes)
             chunk = self._chunk(copy, reader, opened, page)
             chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
-            self._offer(chunk)
+            self._feed.offer(chunk)
             after, ends = page.last or after, page.ends
             seconds = time.monotonic() - began
             size.learn(page, seconds=seconds)
-            self._slow_down(page.count, seconds)
-        self._wait(outstanding=0)
-        return ends and self.copying.abandoned == abandoned
+            self._feed.slow_down(page.count, seconds)
+        self._feed.wait(outstanding=0)
+        in_last_pass = chunk is not None and chunk.in_last_pass
+        return ends and in_last_pass and self.copying.abandoned == abandoned
 
     def _rows(self, size: ChunkSize) -> int:
         """Choose how many rows to read; fewer while changes are streamed, which wait for them."""
@@ -161,10 +164,10 @@ class Copier:
         if not copy.due or not copy.again:
             return
         keys = copy.again[:_AGAIN_AT_ONCE]
-        opened = self._open(reader, unit.source)
+        opened = self._feed.open(reader, unit.source)
         chunk = self._chunk(copy, reader, opened, reader.read_keys(keys))
         chunk.keys, chunk.ends = keys, True
-        self._offer(chunk)
+        self._feed.offer(chunk)
 
     def _chunk(self, copy: Copy, reader: ChunkReader, opened: Opened, page: Page) -> Chunk:
         return Chunk(
@@ -181,11 +184,11 @@ class Copier:
 
     def _copy_whole(self, reader: ChunkReader, copy: Copy) -> None:
         """Have all rows read as of one moment, when it is their turn."""
-        opened = self._open(reader, copy.unit.source)
+        opened = self._feed.open(reader, copy.unit.source)
         with closing(self.open_source()) as other:
             watermark = mark_now(other)
         pieces = self._pieces(reader)
-        self._offer(
+        self._feed.offer(
             Chunk(
                 copy.unit,
                 copy.asked,
@@ -207,34 +210,10 @@ class Copier:
                 raise Stopped from None
             raise
 
-    def _open(self, reader: ChunkReader, source: TableName) -> Opened:
-        """Begin to read in a snapshot that sees all of the table that was streamed already."""
-        while not self._stop.is_set():
-            opened = self.copying.window.open(source, reader.begin())
-            if opened is not None:
-                return opened
-            reader.rollback()
-            self._stop.wait(_VISIBLE_SECONDS)  # a commit that waits for a synchronous standby
-        raise Stopped
-
-    def _offer(self, chunk: Chunk) -> None:
-        self.copying.expect()
-        self._offer_to(chunk)
-
     def _goes_on(self, copy: Copy) -> bool:
         """Tell whether nobody has asked for another one meanwhile."""
         self._look()
         return self.copying.copies[copy.unit].asked == copy.asked
-
-    def _wait(self, *, outstanding: int) -> None:
-        while not self.copying.wait(outstanding, seconds=_WAIT_SECONDS):
-            if self._stop.is_set():
-                raise Stopped
-
-    def _slow_down(self, rows: int, seconds: float) -> None:
-        """Keep to the rows a second that are allowed."""
-        if self.rows_per_second:
-            self._stop.wait(max(0.0, rows / self.rows_per_second - seconds))
 
 
 def _named(unit: Unit) -> dict[str, str]:

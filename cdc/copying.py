@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from cdc import lines
-from cdc.assemble import Transaction
+from cdc.assemble import Transaction, placed_at
 from cdc.change import Change, Inserted, Relation, Truncated, Updated
 from cdc.chunk import Chunk
 from cdc.copy_state import Copy, Key, Unit
@@ -19,9 +19,8 @@ from cdc.projection.lines import BulkPlan, Replaced
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.rows import Bulk
-from cdc.window import Values, Window, bring_up_to_date
+from cdc.window import Values, Window, bring_up_to_date, row_key
 
-_NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
 _MOST_AGAIN: Final = 1000
 
 
@@ -101,7 +100,7 @@ class Copying:
         """Have a row read once more that may have come from where nothing was copied yet."""
         if change.old_key_values is None:
             return
-        key = _key(change.relation, change.values)
+        key = row_key(change.relation, change.values)
         with self._changed:
             for unit, copy in self._copies.items():
                 if unit.source == change.relation.name and self._may_miss(copy):
@@ -163,7 +162,7 @@ class Copying:
         if mirror is not None and not changes:
             self._replace(chunk, chunk.text, mirror, batch)
             return True
-        rows = {_key(chunk.relation, row): row for row in lines.decode(chunk.text)}
+        rows = {row_key(chunk.relation, row): row for row in lines.decode(chunk.text)}
         now = bring_up_to_date(rows, changes, chunk.relation)
         if now is None:
             return False
@@ -187,7 +186,7 @@ class Copying:
         batch.add_replaced(
             replaced,
             self._registry.only(chunk.unit),
-            lambda: [self._transaction(_inserted(chunk.relation, lines.decode(text)))],
+            lambda: [placed_at(self._position, _inserted(chunk.relation, lines.decode(text)))],
         )
 
     def _direct(self, chunk: Chunk) -> Mirror | None:
@@ -208,15 +207,8 @@ class Copying:
 
     def _add(self, chunk: Chunk, rows: list[Values], batch: Batch) -> None:
         if rows:
-            transaction = self._transaction(_inserted(chunk.relation, rows))
+            transaction = placed_at(self._position, _inserted(chunk.relation, rows))
             batch.add_copied(transaction, self._registry.only(chunk.unit))
-
-    def _transaction(self, changes: list[Change]) -> Transaction:
-        """Give changes that the stream did not bring, as if it had, here."""
-        now = datetime.now(UTC)
-        return Transaction(
-            _NOT_OF_THE_STREAM, self._position, self._position, now, changes, len(changes)
-        )
 
     def _reach(self, chunk: Chunk, batch: Batch) -> None:
         """Move the copy on, in the commit that its rows are in."""
@@ -226,6 +218,7 @@ class Copying:
             before = self._copies[chunk.unit]
             if before.asked != chunk.asked:  # since it was begun to be placed: not where that is
                 return
+            chunk.in_last_pass = before.passes == 1
             copy = _moved_on(before, chunk)
             began = not before.begun
             self._copies[chunk.unit] = batch.copies[chunk.unit] = copy
@@ -237,7 +230,7 @@ class Copying:
     ) -> Iterator[Batch]:
         """Write all rows of a table in one read transaction, however many they are."""
         if copy.purpose != "first":
-            truncate = self._transaction([Truncated(chunk.relation)])
+            truncate = placed_at(self._position, [Truncated(chunk.relation)])
             batch.add_copied(truncate, self._registry.only(chunk.unit))
         rows: list[Values] = []
         gone = False
@@ -298,10 +291,6 @@ def _picked(text: bytes, relation: Relation, plan: BulkPlan) -> bytes:
         return text
     rows = lines.decode(text)
     return lines.encode_all([[row[position] for position in plan.positions] for row in rows])
-
-
-def _key(relation: Relation, values: Values) -> Key:
-    return tuple(str(value) for value in relation.key_of(values))
 
 
 def _inserted(relation: Relation, rows: Iterable[Values]) -> list[Change]:

@@ -1,7 +1,6 @@
 """Read the source rows of a unit, page after page, for the checks of a verification."""
 
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,63 +8,30 @@ from typing import Final
 
 from cdc.copy_state import Key
 from cdc.exchange import Stopped
-from cdc.names import TableName
+from cdc.feed import Feed
 from cdc.projection.check import Check, Probe, Walk
 from cdc.source.chunks import ChunkSize
 from cdc.source.compared import ComparedReader
 from cdc.verify_state import WHOLE, Ledger, Verification
-from cdc.window import Opened, Window
 
 _AHEAD: Final = 2  # checks that are read while others wait for their place
-_VISIBLE_SECONDS: Final = 0.05
-_WAIT_SECONDS: Final = 0.5
 _SUMMED_ROWS: Final = 20_000
 _BY_ROWS: Final = 8  # pages read whole after one whose sum did not do
 _SAMPLED_PAGES: Final = 200  # of a table: a sample of few would tell little
 _FEWEST_ROWS: Final = 100
 
 
-@dataclass(frozen=True)
-class Feed:
-    """Where pages go, and what is waited for. `look` sees what somebody asks for meanwhile."""
-
-    ledger: Ledger
-    window: Window
-    offer_to: Callable[[Probe], None]
-    look: Callable[[], None]
-    stop: threading.Event
-
-    def offer(self, probe: Probe) -> None:
-        """Hand on what was read."""
-        self.ledger.expect()
-        self.offer_to(probe)
-
-    def wait(self, *, outstanding: int) -> None:
-        """Wait until no more than so many checks are under way; raise Stopped."""
-        while not self.ledger.wait(outstanding, seconds=_WAIT_SECONDS):
-            if self.stop.is_set():
-                raise Stopped
-
-    def open(self, reader: ComparedReader, source: TableName) -> Opened:
-        """Begin to read in a snapshot that sees all of the table that was streamed already."""
-        while not self.stop.is_set():
-            opened = self.window.open(source, reader.begin())
-            if opened is not None:
-                return opened
-            reader.rollback()
-            self.stop.wait(_VISIBLE_SECONDS)  # a commit that waits for a synchronous standby
-        raise Stopped
-
-
 @dataclass(kw_only=True, eq=False)
 class Pages:
-    """The pages of one unit.
+    """The pages of one unit. `look` sees what somebody asks for meanwhile.
 
     By sums of hashes of `columns`, if there are any, and by rows where those do not do. With
     `finish` the unit is done at the table's end.
     """
 
-    feed: Feed
+    feed: Feed[Probe]
+    ledger: Ledger
+    look: Callable[[], None]
     reader: ComparedReader
     verification: Verification
     columns: Sequence[str]
@@ -74,19 +40,18 @@ class Pages:
     finish: bool
     deletes: bool
     size: ChunkSize
-    rows_per_second: int
 
     _estimate: int | None = field(default=None, init=False)
     _by_rows: int = field(default=0, init=False)
 
     def read(self) -> bool:
         """Have all rows compared; tell False where that has to be begun anew."""
-        ledger, unit = self.feed.ledger, self.verification.unit
+        ledger, unit = self.ledger, self.verification.unit
         self._estimate = self.reader.estimate()
         after, ends, fruitless = self.verification.reached, False, ledger.fruitless
         while True:
             self.feed.wait(outstanding=0 if ends else _AHEAD)
-            self.feed.look()
+            self.look()
             if ledger.current(unit).asked != self.verification.asked:
                 return False
             if ledger.fruitless != fruitless:
@@ -154,7 +119,7 @@ class Pages:
                 deletes=self.deletes,
             )
         )
-        self._slow_down(count, time.monotonic() - began)
+        self.feed.slow_down(count, time.monotonic() - began)
         return last, ends
 
     def _check(
@@ -162,7 +127,7 @@ class Pages:
     ) -> Check:
         unit = self.verification.unit
         return Check(
-            ledger=self.feed.ledger,
+            ledger=self.ledger,
             unit=unit,
             asked=self.verification.asked,
             after=after,
@@ -174,8 +139,3 @@ class Pages:
             finishes=(unit,) if self.finish and ends else (),
             anew=after is None and not self.verification.repair,
         )
-
-    def _slow_down(self, rows: int, seconds: float) -> None:
-        """Keep to the rows a second that are allowed."""
-        if self.rows_per_second:
-            self.feed.stop.wait(max(0.0, rows / self.rows_per_second - seconds))

@@ -254,7 +254,7 @@ class Session:
             schema=plan.schema,
             relations=relations,
             open_source=partial(connect, self._dsn),
-            asked=copies.Asked(self._reading, self._settings.source.slot),
+            asked=Asked(self._reading, self._settings.source.slot, copies.load),
             copying=copying,
             metrics=self._metrics,
             chunk_bytes=copy.chunk_bytes,

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from cdc.change import Relation
 from cdc.copy_state import Copy, Unit
 from cdc.errors import CdcError
-from cdc.pages import Feed, Pages
+from cdc.feed import Feed
+from cdc.pages import Pages
 from cdc.projection.check import Check, Probe, Walk
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
@@ -48,14 +49,16 @@ class Verifier:
     chunk_bytes: int
     rows_per_second: int
 
-    _feed: Feed = field(init=False)
+    _feed: Feed[Probe] = field(init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _reader: ComparedReader | None = field(default=None, init=False)
     _look_at: float = field(default=0.0, init=False)
 
     def run(self, offer: Callable[[Probe], None]) -> None:
         """Have compared what is due, until stopped; `offer` hands on what was read."""
-        self._feed = Feed(self.ledger, self.verifying.window, offer, self._look, self._stop)
+        self._feed = Feed(
+            self.ledger, self.verifying.window, offer, self._stop, self.rows_per_second
+        )
         try:
             while not self._stop.is_set():
                 self._look()
@@ -200,6 +203,8 @@ class Verifier:
             sums = plan is not None and self._is_ranged(unit)
             pages = Pages(
                 feed=self._feed,
+                ledger=self.ledger,
+                look=self._look,
                 reader=reader,
                 verification=self.ledger.current(unit),
                 columns=[relation.names[p] for p in plan.positions] if plan and sums else (),
@@ -208,7 +213,6 @@ class Verifier:
                 finish=finish,
                 deletes=walk is None and not self.registry.shared(unit),
                 size=ChunkSize(self.chunk_bytes),
-                rows_per_second=self.rows_per_second,
             )
             is_whole = pages.read()
         self._reader = None

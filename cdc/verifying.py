@@ -5,11 +5,9 @@ It is the same as with copies, but that the rows are compared instead of written
 
 from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Final
 
 from cdc import lines
-from cdc.assemble import Transaction
+from cdc.assemble import placed_at
 from cdc.change import Change, Inserted, Relation, Updated
 from cdc.copy_state import Unit
 from cdc.lsn import Lsn
@@ -21,9 +19,7 @@ from cdc.projection.lines import BulkPlan
 from cdc.projection.mirror import Mirror
 from cdc.projection.project import project
 from cdc.projection.registry import Registry
-from cdc.window import UpToDate, Values, Window, bring_up_to_date
-
-_NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
+from cdc.window import UpToDate, Window, bring_up_to_date, row_key
 
 
 class Verifying:
@@ -91,7 +87,7 @@ class Verifying:
                 [Expected(Upsert, plan.shape, (), exists=True, text=text)] if text else ()
             )
         else:
-            rows = {_key(relation, row): row for row in lines.decode(probe.text)}
+            rows = {row_key(relation, row): row for row in lines.decode(probe.text)}
             now = bring_up_to_date(rows, changes, relation)
             if now is None:
                 return False
@@ -117,22 +113,11 @@ class Verifying:
         ]
         partly: list[Change] = [Updated(relation, values, partial=True) for values in now.partial]
         return [
-            *expected_of(op for _, op in project(self._transaction(whole), registry)),
+            *expected_of(op for _, op in project(placed_at(self._position, whole), registry)),
             *expected_of(
-                (op for _, op in project(self._transaction(partly), registry)), partial=True
+                (op for _, op in project(placed_at(self._position, partly), registry)), partial=True
             ),
         ]
-
-    def _transaction(self, changes: list[Change]) -> Transaction:
-        """Give changes that the stream did not bring, as if it had, here."""
-        now = datetime.now(UTC)
-        return Transaction(
-            _NOT_OF_THE_STREAM, self._position, self._position, now, changes, len(changes)
-        )
-
-
-def _key(relation: Relation, values: Values) -> tuple[str, ...]:
-    return tuple(str(value) for value in relation.key_of(values))
 
 
 def _is_whole(plan: BulkPlan, relation: Relation) -> bool:

@@ -163,24 +163,29 @@ def bring_up_to_date(
             return None
         match change:
             case Inserted():
-                key = _key(relation.key_of(change.values))
+                key = row_key(relation, change.values)
                 take(key)
                 changed[key] = change.values
             case Updated():
-                before = take(_key(change.old_key_values or relation.key_of(change.values)))
-                key = _key(relation.key_of(change.values))
+                before = take(_as_key(change.old_key_values or relation.key_of(change.values)))
+                key = row_key(relation, change.values)
                 values = _filled(change.values, before)
                 take(key)
                 (partial if UNCHANGED in values else changed)[key] = values
             case Deleted():
-                take(_key(change.key_values))
+                take(_as_key(change.key_values))
             case Truncated():
                 for side in (untouched, changed, partial):
                     side.clear()
     return UpToDate(untouched, list(changed.values()), list(partial.values()))
 
 
-def _key(values: Values) -> Key:
+def row_key(relation: Relation, values: Values) -> Key:
+    """Give a row's key as text."""
+    return _as_key(relation.key_of(values))
+
+
+def _as_key(values: Values) -> Key:
     return tuple(str(value) for value in values)
 
 

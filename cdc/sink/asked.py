@@ -17,7 +17,10 @@ class Asked(Generic[T]):
     """Looks up what is stored, on a connection of its own. Used by one thread."""
 
     def __init__(
-        self, engine: sa.Engine, slot: str, load: Callable[[sa.Connection, str], dict[Unit, T]]
+        self,
+        engine: sa.Engine,
+        slot: str,
+        load: Callable[[sa.Connection, str], dict[Unit, T] | None],
     ) -> None:
         self._engine = engine
         self._slot = slot
@@ -30,7 +33,7 @@ class Asked(Generic[T]):
             if self._connection is None:
                 self._connection = connect(self._engine)
             with translated(), self._connection.begin():
-                return self._load(self._connection, self._slot)
+                return self._load(self._connection, self._slot) or {}
         except ReadUnavailable:  # the writer says so
             self.close()
             return {}

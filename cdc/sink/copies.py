@@ -4,7 +4,6 @@ Stored in the same commit as the rows, like the checkpoint.
 """
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,10 +11,8 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from cdc.copy_state import Copy, Purpose, Unit
-from cdc.errors import ReadUnavailable
 from cdc.names import TableName
 from cdc.sink.checkpoint import METADATA
-from cdc.sink.engine import connect, translated
 
 TABLE: Final = sa.Table(
     "cdc_copy",
@@ -144,30 +141,3 @@ def forget(connection: sa.Connection, slot: str, units: Iterable[Unit] | None = 
         return
     for unit in units:
         connection.execute(sa.delete(TABLE).where(_of(slot, unit)))
-
-
-class Asked:
-    """Looks up what is asked for, on a connection of its own. Used by one thread."""
-
-    def __init__(self, engine: sa.Engine, slot: str) -> None:
-        self._engine = engine
-        self._slot = slot
-        self._connection: sa.Connection | None = None
-
-    def look(self) -> dict[Unit, Copy]:
-        """Give the copies as they are stored; nothing while the read database does not answer."""
-        try:
-            if self._connection is None:
-                self._connection = connect(self._engine)
-            with translated(), self._connection.begin():
-                return load(self._connection, self._slot) or {}
-        except ReadUnavailable:  # the writer says so
-            self.close()
-            return {}
-
-    def close(self) -> None:
-        """Disconnect; never raise."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sa.exc.SQLAlchemyError):
-                connection.close()

@@ -89,10 +89,10 @@ class Steps:
     def copy(self) -> Copy:
         return self.copying.copies[self.unit]
 
-    def begin(self, purpose: Purpose) -> None:
+    def begin(self, purpose: Purpose, *, passes: int = 1) -> None:
         """Begin the copy anew."""
         self.asked += 1
-        self.copying.ask(Copy(self.unit, purpose=purpose, asked=self.asked))
+        self.copying.ask(Copy(self.unit, purpose=purpose, asked=self.asked, passes=passes))
         self.store.query(f"update cdc_copy set asked = {self.asked}")
 
     def chunk(
@@ -318,6 +318,34 @@ def test_a_row_that_is_read_once_more_before_the_table_ends_does_not_end_the_cop
     assert steps.copy.due
     steps.ended = False
     steps.finish()
+    source, read = both(steps, store)
+    assert source == read
+
+
+def test_a_row_that_is_read_once_more_does_not_take_the_place_of_another_pass(
+    steps: Steps, store: ReadDatabase
+) -> None:
+    """A row moves just after the first of two passes has found the table's end."""
+    steps.write.run("truncate t", FILL)
+    steps.pump()
+    steps.begin("again", passes=2)
+    seen = []
+
+    def place(chunk: Chunk) -> None:
+        steps.copying.arrived(chunk)
+        steps.pump()
+        seen.append(chunk.ends)
+        if seen.count(True) == 1:
+            steps.write.run("update t set id = '15' where id = '50'")
+            steps.pump()
+
+    copier = steps.pipeline.copier
+    copier._feed = copier._feed_to(place)
+    copier._copy(steps.unit)
+    assert steps.copy.due
+    assert seen == [True]
+    copier._copy(steps.unit)
+    assert not steps.copy.due
     source, read = both(steps, store)
     assert source == read
 
