@@ -16,7 +16,6 @@ from cdc.exchange import Stopped
 from cdc.feed import Feed
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import seconds
-from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.schema import Schema
 from cdc.sink.asked import Asked
@@ -111,7 +110,7 @@ class Copier:
             ChunkReader(self.open_source, table, self.relations.known(unit.source))
         ) as reader:
             self._reader = reader
-            if self._appends(unit):
+            if self.registry.appends(unit):
                 self._copy_whole(reader, copy)
             elif self._copy_by_key(reader, copy):
                 self._copy_again(reader, unit)
@@ -120,11 +119,6 @@ class Copier:
         now = self.copying.copies[unit]
         if now.state == "done":
             log.info("copied", extra={**_named(unit), "rows": now.copied, "seconds": seconds(now)})
-
-    def _appends(self, unit: Unit) -> bool:
-        """Tell whether rows are only ever added: what was written before cannot be told."""
-        projector = self.registry.projector(unit.projector)
-        return isinstance(projector, Mirror) and projector.settings.insert_only
 
     def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> bool:
         """Read chunk after chunk, some ahead of those that wait for their place.

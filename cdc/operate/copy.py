@@ -10,7 +10,6 @@ from cdc.copy_state import Copy, Purpose, Unit
 from cdc.errors import NothingToCopy, SettingError
 from cdc.names import TableName
 from cdc.operate import setup
-from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.settings import Settings
 from cdc.sink import copies
@@ -110,7 +109,7 @@ def ask(
     chosen = choose(registry.units(), named)
     stored = _stored(settings, chosen)
     anew = [unit for unit in chosen if _purpose(stored[unit], restart=restart)]
-    if appended := [unit for unit in anew if _appends(registry, unit)]:
+    if appended := [unit for unit in anew if registry.appends(unit)]:
         confirm(_emptied(registry, appended))
     return _ask(settings, registry, chosen, restart=restart)
 
@@ -160,11 +159,6 @@ def _purpose(copy: Copy, *, restart: bool) -> Purpose | None:
     if copy.due and (not restart or not copy.begun):
         return None
     return "resync" if copy.due and copy.purpose == "resync" else "again"
-
-
-def _appends(registry: Registry, unit: Unit) -> bool:
-    projector = registry.projector(unit.projector)
-    return isinstance(projector, Mirror) and projector.settings.insert_only
 
 
 def _emptied(registry: Registry, units: list[Unit]) -> str:

@@ -3,8 +3,9 @@
 import logging
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
-from cdc.copy_state import Copy, State, Unit
+from cdc.copy_state import Copy, Unit
 from cdc.projection.registry import Registry
 from cdc.sink import copies
 
@@ -32,22 +33,18 @@ def settle(
     stored = copies.load(connection, slot) or {}
     _forget(connection, slot, [copy for unit, copy in stored.items() if unit not in wanted])
     before_copies = not first and not stored
-    state: State = "waiting" if resync or (enabled and not before_copies) else "skipped"
     new = [unit for unit in wanted if unit not in stored]
-    filled = _filled(connection, registry, new) if state == "waiting" and not resync else set()
-    # Rows that are there get the stream's changes from the beginning: it may be a table that was
-    # renamed, with deletes pending.
-    kept = set() if first else filled
-    added = [
-        Copy(
-            unit,
-            purpose="resync" if resync or unit in kept else "first",
-            state=state,
-            passes=1 + registry.shared(unit),
-        )
-        for unit in new
-    ]
-    copies.add(connection, slot, added)
+    copying = enabled and not before_copies
+    for unit in new:
+        if resync:
+            copy = Copy(unit, purpose="resync")
+        elif not copying:
+            copy = Copy(unit, state="skipped")
+        elif _is_filled(connection, registry, unit):
+            copy = _over_rows(registry, unit, first=first)
+        else:
+            copy = Copy(unit)
+        copies.add(connection, slot, [replace(copy, passes=1 + registry.shared(unit))])
     if before_copies:
         log.info(
             "rows from before are not copied, for streaming began long ago: `cdc copy --all` does",
@@ -72,20 +69,31 @@ def _forget(connection: sa.Connection, slot: str, gone: list[Copy]) -> None:
             )
 
 
-def _filled(connection: sa.Connection, registry: Registry, units: list[Unit]) -> set[Unit]:
-    """Give the units whose read tables have rows already, and say so."""
-    filled = {
-        unit
-        for unit in units
-        if any(_has_rows(connection, table) for table in registry.projector(unit.projector).into)
-    }
-    for unit in sorted(filled):
+def _over_rows(registry: Registry, unit: Unit, *, first: bool) -> Copy:
+    """Give the copy of a unit whose read table has rows already, and say what it means.
+
+    Rows without a key would be doubled, or what the source has deleted lost with them. The others
+    get the stream's changes from the beginning where something was streamed before: it may be a
+    table that was renamed, with deletes pending.
+    """
+    named = {"table": str(unit.source), "projector": unit.projector}
+    if registry.appends(unit):
         log.warning(
-            "a read table that is about to be copied has rows already: those whose source rows are "
-            "gone may stay; `cdc verify` lists them",
-            extra={"table": str(unit.source), "projector": unit.projector},
+            "rows from before are not copied, for the read table has rows already, which have no "
+            "key: `cdc copy` replaces them",
+            extra=named,
         )
-    return filled
+        return Copy(unit, state="skipped")
+    log.warning(
+        "a read table that is about to be copied has rows already: those whose source rows are "
+        "gone may stay; `cdc verify` lists them",
+        extra=named,
+    )
+    return Copy(unit, purpose="first" if first else "resync")
+
+
+def _is_filled(connection: sa.Connection, registry: Registry, unit: Unit) -> bool:
+    return any(_has_rows(connection, table) for table in registry.projector(unit.projector).into)
 
 
 def _has_rows(connection: sa.Connection, table: sa.Table) -> bool:

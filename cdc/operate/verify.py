@@ -9,7 +9,6 @@ from cdc.copy_state import Copy, State, Unit
 from cdc.errors import NothingToCopy, SettingError
 from cdc.operate import setup
 from cdc.operate.follow import Watch
-from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
 from cdc.settings import Settings
 from cdc.sink import verifications
@@ -73,8 +72,7 @@ def wanted(
     registry: Registry, unit: Unit, *, sample: float = WHOLE, repair: bool = False
 ) -> Verification:
     """Give a unit's verification as it is asked for."""
-    projector = registry.projector(unit.projector)
-    if isinstance(projector, Mirror) and projector.settings.insert_only:
+    if registry.appends(unit):
         return Verification(unit, phase="done", sample=sample, repair=repair, note=NOT_COMPARED)
     return Verification(unit, sample=sample, repair=repair)
 

@@ -71,6 +71,11 @@ class Registry:
         writers = [p for p in self.projectors if not set(p.into).isdisjoint(mine.into)]
         return len(mine.sources) > 1 or len(writers) > 1
 
+    def appends(self, unit: Unit) -> bool:
+        """Tell whether the unit only ever adds rows: what was written before cannot be told."""
+        projector = self.projector(unit.projector)
+        return isinstance(projector, Mirror) and projector.settings.insert_only
+
     def only(self, unit: Unit) -> "Registry":
         """Give the registry as if only this unit were wanted."""
         return self._filtered(lambda other: other == unit)

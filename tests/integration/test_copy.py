@@ -427,6 +427,23 @@ def test_a_table_that_is_renamed_loses_no_delete_that_is_pending(
     equal(write, read, "t2", "t")
 
 
+def test_rows_that_were_only_ever_added_are_neither_doubled_nor_removed_by_a_rename(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    """The read table may be an archive: it holds what the source has deleted."""
+    write.run("create table log (v int)", "insert into log values (1), (2), (3)")
+    mirror = {"source": "public.log", "insert_only": True}
+    cdc_run(configuration(mirrors=[mirror]))
+    write.run(
+        "delete from log where v = 1",
+        "insert into log values (4)",
+        "alter table log rename to log2",
+    )
+    ran = cdc_run(configuration(mirrors=[mirror | {"source": "public.log2", "target": "log"}]))
+    assert "not copied" in ran.stderr
+    assert read.rows("select v from log order by v") == [(1,), (2,), (3,), (4,)]
+
+
 def test_nothing_is_copied_where_that_is_turned_off(
     write: Database, read: Database, configuration: Configure, cdc_run: Run
 ) -> None:
