@@ -12,9 +12,11 @@ from functools import partial
 from typing import Final
 
 from cdc.assemble import Transaction
+from cdc.beside.copier import Copier
+from cdc.beside.copying import Copying
+from cdc.beside.verifier import Verifier
+from cdc.beside.verifying import Verifying
 from cdc.chunk import Chunk
-from cdc.copier import Copier
-from cdc.copying import Copying
 from cdc.errors import SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
@@ -26,8 +28,6 @@ from cdc.rows import Bulk
 from cdc.sink.writer import Writer
 from cdc.source.frame import Keepalive
 from cdc.source.stream import Stream
-from cdc.verifier import Verifier
-from cdc.verifying import Verifying
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024

@@ -9,8 +9,10 @@ from typing import Final
 import sqlalchemy as sa
 
 from cdc.assemble import Assembler
-from cdc.copier import Copier
-from cdc.copying import Copying
+from cdc.beside.copier import Copier
+from cdc.beside.copying import Copying
+from cdc.beside.verifier import Verifier
+from cdc.beside.verifying import Verifying
 from cdc.errors import CatalogOutdated, CdcError
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
@@ -35,9 +37,7 @@ from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
-from cdc.verifier import Verifier
 from cdc.verify_state import Ledger
-from cdc.verifying import Verifying
 
 _PIECE_BYTES: Final = 1024**2
 

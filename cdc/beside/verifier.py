@@ -9,11 +9,12 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from cdc.beside.feed import Feed
+from cdc.beside.pages import Pages
+from cdc.beside.verifying import Verifying
 from cdc.change import Relation
 from cdc.copy_state import Copy, Unit
 from cdc.errors import CdcError
-from cdc.feed import Feed
-from cdc.pages import Pages
 from cdc.projection.check import Check, Probe, Walk
 from cdc.projection.mirror import Mirror
 from cdc.projection.registry import Registry
@@ -24,7 +25,6 @@ from cdc.source.compared import ComparedReader
 from cdc.source.connection import Connection
 from cdc.source.relations import Relations
 from cdc.verify_state import WHOLE, Ledger, Verification
-from cdc.verifying import Verifying
 
 _LOOK_SECONDS: Final = 1.0
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from cdc.beside.feed import Feed
 from cdc.copy_state import Key
 from cdc.exchange import Stopped
-from cdc.feed import Feed
 from cdc.projection.check import Check, Probe, Walk
 from cdc.source.chunks import ChunkSize
 from cdc.source.compared import ComparedReader

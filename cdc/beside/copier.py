@@ -8,12 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
+from cdc.beside.copying import Copying
+from cdc.beside.feed import Feed
 from cdc.chunk import Chunk
 from cdc.copy_state import Copy, Unit
-from cdc.copying import Copying
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
-from cdc.feed import Feed
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import seconds
 from cdc.projection.registry import Registry
