@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from cdc import lines
 from cdc.change import Relation
 from cdc.copy_state import Key, Unit
 from cdc.lsn import Lsn
@@ -19,7 +21,7 @@ class Chunk(Struct, eq=False):
     `expected` how many rows the table may have. `ordered` tells that every database puts its keys
     into the same order. `pieces` brings the rows of a table without a key, which cannot be read in
     parts, when it is placed. `in_last_pass` tells, once it is placed, that the table is not going
-    to be read again from its beginning.
+    to be read again from its beginning. Of a `part` the rest follows.
     """
 
     unit: Unit
@@ -37,8 +39,20 @@ class Chunk(Struct, eq=False):
     ordered: bool = False
     pieces: Iterator[tuple[bytes, int]] | None = None
     in_last_pass: bool = False
+    part: bool = False
 
     @property
     def size(self) -> int:
         """About what it takes in memory, in bytes."""
         return len(self.text)
+
+    def take(self, size: int) -> "Chunk":
+        """Take a part of about so many bytes from the beginning; the rest stays."""
+        end = lines.cut(self.text, size)
+        rows = lines.decode(self.text[:end])
+        last = tuple(str(value) for value in self.relation.key_of(rows[-1]))
+        taken = replace(
+            self, text=self.text[:end], count=len(rows), last=last, ends=False, part=True
+        )
+        self.text, self.count, self.after = self.text[end:], self.count - len(rows), last
+        return taken

@@ -74,6 +74,14 @@ def decode(text: bytes) -> list[tuple[Text, ...]]:
     return [tuple(line.split("\t")) for line in lines.split("\n")]
 
 
+def cut(text: bytes, size: int) -> int:
+    """Give where the line ends that the byte at `size` is in, or the text."""
+    end = text.find(b"\n", size) + 1
+    while text.count(QUOTE, 0, end) % 2:  # inside of a value
+        end = text.find(b"\n", end) + 1
+    return end or len(text)
+
+
 def _values(line: str) -> tuple[Text, ...]:
     values = line.split("\t")
     if "\x01" not in line:

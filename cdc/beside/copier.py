@@ -147,7 +147,7 @@ class Copier:
 
     def _rows(self, size: ChunkSize) -> int:
         """Choose how many rows to read; fewer while changes are streamed, which wait for them."""
-        if not self.copying.take_streamed():
+        if not self.copying.streaming:
             return size.rows
         fewer_bytes = max(self.chunk_bytes // _SMALLER, min(self.chunk_bytes, _SMALL_BYTES))
         return max(1, size.rows * fewer_bytes // self.chunk_bytes)

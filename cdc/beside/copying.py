@@ -1,6 +1,8 @@
 """Copies beside the stream: where chunks wait for their place, and are written (docs/copy.md)."""
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -22,6 +24,8 @@ from cdc.rows import Bulk
 from cdc.window import Values, Window, bring_up_to_date, row_key
 
 _MOST_AGAIN: Final = 1000
+_STREAMING_SECONDS: Final = 1.0
+_PART_BYTES: Final = 256 * 1024
 
 
 class Copying:
@@ -42,7 +46,8 @@ class Copying:
         self.abandoned = 0  # chunks
         self._waiting: deque[Chunk] = deque()
         self._position = Lsn(0)
-        self._streamed = False
+        self._streamed_at = -math.inf
+        self.part_bytes = _PART_BYTES
         self.serving = registry
         self._serve()
 
@@ -79,16 +84,16 @@ class Copying:
         with self._changed:
             return self._changed.wait_for(lambda: self._outstanding <= outstanding, seconds)
 
-    def take_streamed(self) -> bool:
-        """Tell whether the stream has brought changes since this was asked."""
-        streamed, self._streamed = self._streamed, False
-        return streamed
+    @property
+    def streaming(self) -> bool:
+        """Tell whether the stream has brought changes lately, to which chunks must make way."""
+        return time.monotonic() - self._streamed_at < _STREAMING_SECONDS
 
     # The projection thread.
 
     def note(self, item: Transaction | Bulk, batch: Batch) -> None:
         """Take note of what the stream brought, as it is added to a batch."""
-        self._streamed = True
+        self._streamed_at = time.monotonic()
         self.window.note(item)
         if self.due:
             for transaction in item.transactions if isinstance(item, Bulk) else (item,):
@@ -131,11 +136,19 @@ class Copying:
         """
         if not self.ready(batch):
             return
-        chunk, found = self._waiting.popleft(), False
+        chunk, found = self._next(), False
         for part in self._parts(chunk, batch):
             found = True
             yield part
-        self._release(chunk, placed=found)
+        if not chunk.part:
+            self._release(chunk, placed=found)
+
+    def _next(self) -> Chunk:
+        """Take the chunk whose turn it is; of a large one, while changes wait for it, a part."""
+        chunk = self._waiting[0]
+        if self.streaming and not chunk.keys and chunk.size > self.part_bytes:
+            return chunk.take(self.part_bytes)
+        return self._waiting.popleft()
 
     def _release(self, chunk: Chunk, *, placed: bool) -> None:
         """Note that a chunk is no longer under way: it was placed, or has to be read again."""

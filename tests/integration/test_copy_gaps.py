@@ -3,6 +3,7 @@
 The threads of the pipeline are stepped through by hand: each gap comes about for certain.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,8 +65,8 @@ class Steps:
         )
         self.asked = 1
 
-    def pump(self) -> None:
-        """Apply what was committed, and place the chunks that can be."""
+    def pump(self, *, most: int = sys.maxsize) -> None:
+        """Apply what was committed, and place so many of the chunks that can be, or parts."""
         lsn = mark_now(self.write.connection)
         batch = Batch()
         while batch.end_lsn is None or batch.end_lsn < lsn or not batch.complete:
@@ -75,9 +76,12 @@ class Steps:
                     batch.reach(item.end_lsn)
                 else:
                     self.pipeline._add(item, batch)
-        for full in self.copying.placed(batch):
-            self.apply(full)
-            batch = Batch()
+        while most and self.copying.ready(batch):
+            most -= 1
+            for full in self.copying.placed(batch):
+                self.apply(full)
+                batch = Batch()
+            batch.reach(lsn)
         if batch.can_commit:
             self.apply(batch)
 
@@ -129,7 +133,7 @@ class Steps:
         self.copying.expect()
         self.copying.arrived(chunk)
         step("after its arrival")
-        self.pump()
+        self.pump(most=1)
         self.ended = self.ended or chunk.ends
         step("after it was placed")
 
@@ -137,6 +141,7 @@ class Steps:
 
     def finish(self) -> None:
         for _ in range(20):
+            self.pump()
             if not self.copy.due:
                 self.ended = False
                 return
@@ -234,30 +239,29 @@ def statements(mutation: str, key: str) -> list[str]:
         ("pgoutput", "bigint", "postgres"),
         pytest.param(("wal2json", "text", "postgres"), marks=pytest.mark.wal2json),
         ("pgoutput", "text", "sqlite"),
+        ("pgoutput", "bigint", "postgres", "in parts"),
     ],
     ids="-".join,
 )
-def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
-    """Give a plugin, the type of the key, and the kind of read database."""
+def case(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Give a plugin, the type of the key, the kind of read database, and how chunks are placed."""
     return request.param
 
 
 @pytest.fixture
-def plugin(case: tuple[str, str, str], write_server: Server) -> str:
+def plugin(case: tuple[str, ...], write_server: Server) -> str:
     if case[0] == "wal2json":
         require(write_server.installation.wal2json, "wal2json")
     return case[0]
 
 
 @pytest.fixture
-def key(case: tuple[str, str, str]) -> str:
+def key(case: tuple[str, ...]) -> str:
     return case[1]
 
 
 @pytest.fixture
-def store(
-    case: tuple[str, str, str], request: pytest.FixtureRequest, tmp_path: Path
-) -> ReadDatabase:
+def store(case: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
     if case[2] == "postgres":
         return PostgresRead(request.getfixturevalue("read"))
     return SQLiteRead(tmp_path / "read.db")
@@ -265,7 +269,12 @@ def store(
 
 @pytest.fixture
 def steps(
-    write: Database, configuration: Configure, store: ReadDatabase, key: str, plugin: str
+    write: Database,
+    configuration: Configure,
+    store: ReadDatabase,
+    case: tuple[str, ...],
+    key: str,
+    plugin: str,
 ) -> Iterator[Steps]:
     write.run(
         f"create table t (id {key} primary key, v text, big text)",
@@ -273,6 +282,8 @@ def steps(
     )
     chosen = configuration(plugin, mirrors=[{"source": "public.t"}]).with_(read={"url": store.url})
     made = Steps(chosen.settings(), write, store)
+    # Row by row while changes are streamed, which in a test is always; or whole.
+    made.copying.part_bytes = 1 if "in parts" in case else sys.maxsize
     yield made
     made.close()
 

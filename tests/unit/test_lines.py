@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cdc.lines import decode, encode, encode_all, joined
+from cdc.lines import cut, decode, encode, encode_all, joined
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
 SPECIAL = st.text(st.sampled_from('\\\t\n\r\x01N.ab\b\v"'), max_size=5)
@@ -82,3 +82,11 @@ def test_rows_are_decoded_as_they_were_encoded(rows: list[list[str | None]]) -> 
 
 def test_no_text_holds_no_rows() -> None:
     assert decode(b"") == []
+
+
+@given(st.lists(ROW, min_size=1, max_size=8), st.integers(min_value=0, max_value=80))
+def test_cut_rows_are_the_rows(rows: list[list[str | None]], size: int) -> None:
+    text = joined(map(encode, rows))
+    end = cut(text, size)
+    assert end > min(size, len(text) - 1)
+    assert decode(text[:end]) + decode(text[end:]) == list(map(tuple, rows))
