@@ -15,10 +15,14 @@ from typing import Any, Final
 
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
+from cdc.lsn import Lsn
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import described
 from cdc.observe.state import State
+from cdc.observe.watchdog import Watchdog
+from cdc.operate.beat import Beat
+from cdc.operate.budget import Budget
 from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
 from cdc.session import Interrupted, Session
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _SAMPLE_SECONDS: Final = 1.0
 _TARGET_SECONDS: Final = 0.1
+_WATCH_SECONDS: Final = 0.5
 _CONNECTING_SECONDS: Final = 1.0
 _SWITCH_SECONDS: Final = 0.0001
 _COLLECT_AFTER: Final = (50_000, 20, 20)
@@ -52,6 +57,8 @@ class Daemon:
         self._session = Session(settings, self._writer, self._metrics, until=until)
         self._stop = threading.Event()
         self._retry = Retry(self._metrics, self._stop)
+        self._beat = Beat(self._metrics.heartbeats, every_seconds=settings.source.heartbeat_seconds)
+        self._budget = Budget(settings.source.slot)
         self._signalled_once = False
         self._served = threading.Event()
         self._error: BaseException | None = None
@@ -65,7 +72,7 @@ class Daemon:
         with HttpServer(self._settings.http.address, self._routes()) as http, self._signals():
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
-            for part in (self._sample, self._serve_guarded):
+            for part in (self._sample, self._watch, self._serve_guarded):
                 threading.Thread(target=part, name=part.__name__.strip("_"), daemon=True).start()
             self._wait_for_the_end()
         log.info("stopped", extra={"checkpoint": str(self._writer.checkpoint)})
@@ -136,7 +143,7 @@ class Daemon:
             self._stop_at_target()
             try:
                 connection = connection or connect(dsn)
-                self._metrics.lag.sampled(slot.current_lsn(connection), now=time.time())
+                self._look_at_source(connection)
                 self._settle(slot.current_snapshot(connection))
                 self._refuse_replaced_tables(connection)
             except CdcError:  # the session says what is wrong, and retries
@@ -146,6 +153,24 @@ class Daemon:
                 connection = None
         if connection is not None:
             connection.close()
+
+    def _look_at_source(self, connection: Connection) -> None:
+        """Take a sample of WAL and slot, and send a heartbeat if one is due while streaming."""
+        found = slot.sample(connection, self._settings.source.slot)
+        self._metrics.lag.sampled(Lsn(found.wal), now=time.time())
+        self._budget.look(found)
+        pipeline = self._session.pipeline
+        if pipeline is not None:
+            pipeline.seen_decoding += found.decoding
+            self._beat.send_due(connection)
+
+    def _watch(self) -> None:
+        """See whether what is to be done gets on."""
+        watchdog = Watchdog(self._settings.daemon.stuck_seconds)
+        while not self._stop.wait(_WATCH_SECONDS):
+            pipeline = self._session.pipeline
+            doing = () if pipeline is None else pipeline.doing()
+            self._retry.judge(watchdog.look(doing, now=time.monotonic()))
 
     def _settle(self, snapshot: Snapshot) -> None:
         """Let the copies forget transactions that every later snapshot sees."""
@@ -185,7 +210,8 @@ class Daemon:
         state = self._metrics.state
         ready = state is State.STREAMING
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return as_json(status, {"ready": ready, "state": state.value})
+        because = self._metrics.retrying
+        return as_json(status, {"ready": ready, "state": state.value, "because": because})
 
     def describe(self) -> dict[str, Any]:
         """Give the status: positions, lag, what is queued, how far copies are."""
@@ -196,6 +222,8 @@ class Daemon:
             "because": metrics.retrying,
             "slot": self._settings.source.slot,
             "plugin": self._settings.source.plugin,
+            "wal_status": self._budget.wal_status,
+            "safe_wal_bytes": self._budget.safe_wal_bytes,
             "wal_lsn": str(metrics.lag.wal_lsn),
             "received_lsn": str(stream.received) if stream else None,
             "checkpoint_lsn": None if checkpoint is None else str(checkpoint),

@@ -45,6 +45,8 @@ class Exchange:
         self._finished = False
         self._ended = False
         self._failed = False
+        self.drawn = 0
+        """How many items have been taken to be projected."""
 
     @property
     def queued_bytes(self) -> int:
@@ -97,6 +99,7 @@ class Exchange:
             item = self._items.popleft()
             drawn += _size(item)
             self._drawn.append(item)
+            self.drawn += 1
         if self._drawn:
             self._bytes -= drawn
             self._changed.notify_all()

@@ -6,7 +6,7 @@ socket --> frame --> message --> Transaction --> Batch --> rows + checkpoint -->
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -21,8 +21,10 @@ from cdc.errors import SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
+from cdc.observe.watchdog import Doing
 from cdc.projection.batch import Batch
 from cdc.projection.check import Probe
+from cdc.projection.projector import FunctionProjector, Projector
 from cdc.reader import Reader
 from cdc.rows import Bulk
 from cdc.sink.writer import Writer
@@ -36,6 +38,8 @@ _FLUSH_SECONDS: Final = 0.2
 _MAKES_WAY_BYTES: Final = 1024**2
 _SOME_FRAMES: Final = range(64, 1500)
 _GATHER_SECONDS: Final = 0.002
+_LEAST_WAIT_SECONDS: Final = 0.05
+_UNMOVED_SECONDS: Final = 5.0
 
 
 @dataclass(kw_only=True)
@@ -60,12 +64,16 @@ class Pipeline:
     verifier: Verifier
     writer: Writer
     metrics: Metrics
+    projectors: Sequence[Projector]
     batch_changes: int
     batch_bytes: int
     persist: Callable[[Callable[[], None]], None]
     settle: Callable[[], None]
     stop: threading.Event
     source_stopping: threading.Event
+
+    seen_decoding: int = field(default=0, init=False)
+    """How often somebody saw the write database at work on what it is going to send."""
 
     _errors: list[BaseException] = field(default_factory=list, init=False)
     _arrived: list[Transaction | Bulk] = field(default_factory=list, init=False)
@@ -74,6 +82,8 @@ class Pipeline:
     _idle_lsn: Lsn = field(default=Lsn(0), init=False)
     _offered_lsn: Lsn = field(init=False)
     _idle_due: float = field(default=0.0, init=False)
+    _writing: bool = field(default=False, init=False)
+    _rounds: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         # A keepalive may tell an older position than the checkpoint: it is no news.
@@ -93,12 +103,47 @@ class Pipeline:
         if self._errors:
             self.stream.close()  # a server that shuts down waits for it
         for thread in others:
-            while thread.is_alive():
-                self._guarded(self.stream.feedback)
-                thread.join(_OFFER_SECONDS)
+            self._wait_for(thread)
         self.stream.close()
         if self._errors:
             raise self._errors[0]
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        """Wait for a thread's end; after a failure not for a write that does not get on.
+
+        It may be waiting for a lock for hours, and would be undone with the session anyway.
+        """
+        steps, since = self.writer.steps, time.monotonic()
+        while thread.is_alive():
+            self._guarded(self.stream.feedback)
+            thread.join(self._until_feedback())
+            if steps != self.writer.steps:
+                steps, since = self.writer.steps, time.monotonic()
+            elif self._errors and time.monotonic() - since > _UNMOVED_SECONDS:
+                self.writer.interrupt()
+                since = time.monotonic()
+
+    def _until_feedback(self) -> float:
+        """Say for how many seconds the stream thread may wait for something else."""
+        return min(_OFFER_SECONDS, max(_LEAST_WAIT_SECONDS, self.stream.until_feedback()))
+
+    def doing(self) -> Iterator[Doing]:
+        """Say what is to be done, and how far it is; nothing where all is applied."""
+        calls = {p.name: p.calls for p in self.projectors if isinstance(p, FunctionProjector)}
+        applied = (
+            (self.writer.steps, self._rounds, self.exchange.drawn),
+            tuple(call.count for call in calls.values()),
+        )
+        if self._writing:
+            yield Doing("writing to the read database", applied[0][:2])
+        for name, call in calls.items():
+            if call.running:
+                yield Doing(f"projector {name}", call.count)
+        if self.exchange.queued_bytes:
+            yield Doing("applying what was received", applied)
+        elif self.metrics.lag.bytes():
+            sent = (self.stream.received, self.seen_decoding)
+            yield Doing("waiting for the write database to send", (applied, sent))
 
     def _guarded(self, part: Callable[[], None]) -> None:
         """Run a thread's part; let its failure end the others."""
@@ -176,7 +221,7 @@ class Pipeline:
 
     def _offer(self, *items: Transaction | Bulk | Lsn) -> None:
         """Queue items, sending feedback while there is no room."""
-        while not self.exchange.offer(*items, seconds=_OFFER_SECONDS):
+        while not self.exchange.offer(*items, seconds=self._until_feedback()):
             self.stream.feedback()
             if self.stop.is_set():
                 raise Stopped
@@ -265,15 +310,24 @@ class Pipeline:
     def _write(self) -> None:
         while not self.exchange.ended:
             waits = self.writer.has_undurable_commits
+            self._writing = False
             batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
+            self._writing = True
             if batch is not None:
-                self.persist(partial(self.writer.apply, batch))
+                self.persist(partial(self._apply, batch))
                 for check in batch.checks:
                     check.committed()
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
             self._acknowledge()
+            self._rounds += 1
         self.writer.flush()
         self._acknowledge()
+
+    def _apply(self, batch: Batch) -> None:
+        """Write a batch; what has ended for a failure meanwhile is not tried again."""
+        if self._errors:
+            raise Stopped
+        self.writer.apply(batch)
 
     def _acknowledge(self) -> None:
         """Let the source forget what is checkpointed and on the read database's disk."""

@@ -57,8 +57,24 @@ class Retry:
         changed = (state, because) != (self._metrics.state, self._metrics.retrying)
         self._metrics.enter(state, because=because)
         if changed:
-            level = logging.WARNING if because else logging.INFO
-            log.log(level, state.value, extra={"because": because, **fields} if because else fields)
+            _say(state, because, **fields)
+
+    def judge(self, stuck: str | None) -> None:
+        """Take what has not got on for too long, or None; say so once, and once when it moves."""
+        turn = self._metrics.turn
+        if stuck is None and turn(State.STUCK, State.STREAMING):
+            _say(State.STREAMING, None)
+        elif (
+            stuck is not None
+            and not turn(State.STUCK, State.STUCK, because=stuck)
+            and turn(State.STREAMING, State.STUCK, because=stuck)
+        ):
+            _say(State.STUCK, stuck)
+
+
+def _say(state: State, because: str | None, **fields: str) -> None:
+    level = logging.WARNING if because else logging.INFO
+    log.log(level, state.value, extra={"because": because, **fields} if because else fields)
 
 
 def _pause(state: RetryCallState) -> float:

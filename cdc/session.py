@@ -68,6 +68,7 @@ class Session:
         self.plan: setup.Plan | None = None
         self.stream: Stream | None = None
         self.exchange: Exchange | None = None
+        self.pipeline: Pipeline | None = None
         self._rows: CurrentRows | None = None
         self.copying: Copying | None = None
         self._ledger = Ledger(())
@@ -82,6 +83,7 @@ class Session:
         self._metrics.lag.applied(lsn)
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))
         try:
+            self.pipeline = pipeline
             pipeline.run()
         except CdcError as error:
             if not error.transient:
@@ -91,7 +93,7 @@ class Session:
             retry.note(error)
             raise Interrupted from None
         finally:
-            self.stream = self.exchange = None
+            self.stream = self.exchange = self.pipeline = None
             for lookups in (self._rows, self._partitions):
                 if lookups is not None:
                     lookups.close()
@@ -233,6 +235,7 @@ class Session:
             verifier=self._verifier(plan, relations, verifying),
             writer=self._writer,
             metrics=self._metrics,
+            projectors=plan.registry.projectors,
             batch_changes=settings.read.batch_changes,
             batch_bytes=settings.read.batch_bytes,
             persist=retry.persist,

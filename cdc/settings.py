@@ -83,6 +83,12 @@ class Source(Section):
         description="How long creating the slot may wait for transactions that write, before it is "
         "given up with no slot left behind; 0: for ever.",
     )
+    heartbeat_seconds: int = Field(
+        10,
+        ge=0,
+        description="How often a message is written into the WAL, to see how long it takes to the "
+        "checkpoint; 0: never. It writes no table.",
+    )
     publication: str = Field(
         "cdc",
         min_length=1,
@@ -208,6 +214,17 @@ class CopySettings(Section):
     )
 
 
+class DaemonSettings(Section):
+    """The daemon itself."""
+
+    stuck_seconds: int = Field(
+        60,
+        ge=0,
+        description="After so many seconds without progress, while there is something to apply, "
+        "the state is `stuck` and `/ready` answers 503; 0: never.",
+    )
+
+
 class Http(Section):
     """Metrics, health and status over HTTP, read-only."""
 
@@ -250,6 +267,7 @@ with catch_warnings():
         read: Read
         projection: ProjectionSettings = ProjectionSettings()
         copy: CopySettings = CopySettings()  # type: ignore[assignment]
+        daemon: DaemonSettings = DaemonSettings()
         http: Http = Http()
 
         @classmethod

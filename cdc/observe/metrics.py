@@ -24,6 +24,7 @@ from cdc.assemble import Transaction
 from cdc.copy_state import Copy, Unit
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.observe.heartbeats import Heartbeats
 from cdc.observe.lag import Lag
 from cdc.observe.progress import ratios
 from cdc.observe.state import State
@@ -51,10 +52,12 @@ class Metrics(Collector):
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.lag = Lag()
+        self.heartbeats = Heartbeats()
         self.state = State.STARTING
         self.retrying: str | None = None
         self.progress: dict[Unit, Copy] = {}
         self._lock = threading.Lock()
+        self._turning = threading.Lock()
         self._unapplied: deque[tuple[Lsn, float]] = deque()
         self._received: Counts[tuple[TableName, type]] = Counts()
         self._operations: Counts[tuple[str, type]] = Counts()
@@ -96,6 +99,7 @@ class Metrics(Collector):
             _SECONDS,
         )
         self.registry.register(self.commit_to_apply)
+        self.registry.register(self.heartbeats)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -146,7 +150,19 @@ class Metrics(Collector):
                 self.mismatched.labels(projector).set(sum(one.mismatched for one in theirs))
 
     def enter(self, state: State, *, because: str | None = None) -> None:
-        """Change the state; `because` says what is being retried."""
+        """Change the state; `because` says what is being retried, or waited for."""
+        with self._turning:
+            self._enter(state, because)
+
+    def turn(self, before: State, after: State, *, because: str | None = None) -> bool:
+        """Change the state if it is `before`; tell whether it was."""
+        with self._turning:
+            found = self.state is before
+            if found:
+                self._enter(after, because)
+            return found
+
+    def _enter(self, state: State, because: str | None) -> None:
         self.state = state
         self.retrying = because
         for other in State:
@@ -212,6 +228,7 @@ class Metrics(Collector):
 
     def _reached(self, checkpoint: Lsn) -> None:
         self.lag.applied(checkpoint)
+        self.heartbeats.reached(checkpoint, now=time.monotonic())
         while self._unapplied and self._unapplied[0][0] < checkpoint:
             self._unapplied.popleft()
 

@@ -8,6 +8,7 @@ class State(StrEnum):
 
     STARTING = "starting"
     STREAMING = "streaming"
+    STUCK = "stuck"
     STANDBY = "standby"
     RETRYING = "retrying"
     STOPPING = "stopping"

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from cdc.errors import CdcError, SourceError, SourceNotReady
 from cdc.names import TableName
-from cdc.operate import not_numbers, schema_change, setup
+from cdc.operate import budget, not_numbers, schema_change, setup
 from cdc.operate.startup import decide
 from cdc.projection.mirror import mirrors
 from cdc.schema import SourceTable
@@ -142,6 +142,7 @@ def _replication(settings: Settings, source: Connection, read: sa.Connection | N
     with closing(connect_replication(settings.source.dsn.get_secret_value())) as replication:
         system = slot.identify(replication)
         yield from _position(settings, state, system, read=read)
+        yield from _budget(settings, state)
         try:
             slot.try_plugin(replication, plugin, milliseconds=_ATTEMPT_MILLISECONDS)
         except SourceNotReady as error:
@@ -152,6 +153,17 @@ def _replication(settings: Settings, source: Connection, read: sa.Connection | N
                 )
         except SourceError as error:
             yield Finding(str(error), "the slot decodes with it", error.hint or "see the message")
+
+
+def _budget(settings: Settings, state: slot.SlotState | None) -> Findings:
+    threat = budget.threat(state.wal_status) if state else None
+    if state is not None and threat is not None:
+        yield Finding(
+            f"slot {settings.source.slot} is {state.wal_status}: {threat}",
+            "a slot that is lost takes a copy of everything",
+            budget.REMEDY,
+            blocks=False,
+        )
 
 
 def _position(

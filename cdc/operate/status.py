@@ -7,6 +7,7 @@ from typing import Any
 
 from cdc.copy_state import Copy
 from cdc.observe.progress import described, percent, ratio, rows, summary
+from cdc.operate.budget import threat
 from cdc.settings import Settings
 from cdc.sink import checkpoint, copies
 from cdc.sink.engine import connect as connect_read
@@ -23,6 +24,7 @@ class Status:
     slot_exists: bool
     streaming: bool
     wal_status: str | None
+    safe_wal_bytes: int | None
     checkpoint_lsn: str | None
     wal_lsn: str
     lag_bytes: int | None
@@ -63,6 +65,7 @@ def read_status(settings: Settings) -> Status:
         slot_exists=state is not None,
         streaming=state is not None and state.active,
         wal_status=state.wal_status if state else None,
+        safe_wal_bytes=state.safe_wal_size if state else None,
         checkpoint_lsn=str(lsn) if lsn is not None else None,
         wal_lsn=str(wal),
         lag_bytes=max(0, wal - lsn) if lsn is not None else None,
@@ -92,6 +95,11 @@ def _verdict(state: slot.SlotState | None, has_checkpoint: bool) -> str:  # noqa
         case _, False:
             return "the slot has no checkpoint in this read database"
         case slot.SlotState(active=True), _:
-            return "streaming"
+            return f"streaming{_threat(state)}"
         case _:
-            return "stopped: `cdc run` goes on from the checkpoint"
+            return f"stopped: `cdc run` goes on from the checkpoint{_threat(state)}"
+
+
+def _threat(state: slot.SlotState | None) -> str:
+    found = threat(state.wal_status if state else None)
+    return f"; {found}" if found else ""

@@ -1,7 +1,7 @@
 """Projectors: functions from a change to operations on read models."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -47,6 +47,14 @@ class Projector(Protocol):
         """Say what the change means for the read tables; the same for the same change."""
 
 
+@dataclass(slots=True)
+class Calls:
+    """How often a function was called, and whether it is running."""
+
+    count: int = 0
+    running: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class FunctionProjector:
     """A function marked with `@projector`. Calling it calls the function.
@@ -60,6 +68,7 @@ class FunctionProjector:
     function: Function
     on_truncate: Function | None = None
     empties: tuple[sa.Table, ...] = ()
+    calls: Calls = field(default_factory=Calls, repr=False)
 
     def __call__(self, change: Change) -> Returned:
         return self.function(change)
@@ -73,11 +82,21 @@ class FunctionProjector:
             return self._truncated(change)
         if isinstance(change, Updated) and change.old_key_values is not None:
             return self._moved(change, change.old_key_values)
-        return self._checked(self.function(change))
+        return self._called(self.function, change)
+
+    def _called(self, function: Function, change: Change) -> list[Operation]:
+        """Call the function, and let it be seen from outside that it runs."""
+        calls = self.calls
+        calls.count += 1
+        calls.running = True
+        try:
+            return self._checked(function(change))
+        finally:
+            calls.running = False
 
     def _truncated(self, change: Truncated) -> list[Operation]:
         if self.on_truncate is not None:
-            return self._checked(self.on_truncate(change))
+            return self._called(self.on_truncate, change)
         return [Truncate(table) for table in self.empties]
 
     def _moved(self, change: Updated, old_key: tuple[Any, ...]) -> list[Operation]:
@@ -87,8 +106,9 @@ class FunctionProjector:
         it deletes and writes as many rows of a table, each moves to its new key, so that columns
         the server did not send stay. Otherwise old rows are deleted and new ones written.
         """
-        gone = self._checked(self.function(Deleted(change.relation, old_key, change.old_values)))
-        written = self._checked(self.function(change))
+        before = Deleted(change.relation, old_key, change.old_values)
+        gone = self._called(self.function, before)
+        written = self._called(self.function, change)
         moved = _moved_instead(gone, written, partial=change.partial)
         return [*moved, *written]
 

@@ -27,7 +27,7 @@ from cdc.sink import checkpoint as checkpoints
 from cdc.sink import copies, verifications
 from cdc.sink.comparison import Comparison
 from cdc.sink.dialects import sink_of
-from cdc.sink.engine import connect, translated
+from cdc.sink.engine import canceller, connect, translated
 from cdc.sink.refused import RowsRefused
 from cdc.sink.sink import Sink
 
@@ -54,6 +54,8 @@ class Writer:
         self._not_durable: deque[tuple[Lsn, int]] = deque()
         self._durable: Lsn | None = None
         self._just_looked = False  # how far the read database is durable
+        self.steps = 0
+        """How much has been written, counted whenever the read database has answered."""
 
     @property
     def checkpoint(self) -> Lsn | None:
@@ -104,6 +106,13 @@ class Writer:
         if connection is not None:
             with suppress(sa.exc.SQLAlchemyError):
                 connection.close()
+
+    def interrupt(self) -> None:
+        """End what the read database is asked for with ReadUnavailable; from any thread."""
+        connection = self._connection
+        with suppress(sa.exc.SQLAlchemyError):
+            if connection is not None:
+                canceller(connection)()
 
     def apply(self, batch: Batch) -> None:
         """Write a batch, and where it ends on a commit its checkpoint, and commit.
@@ -194,6 +203,7 @@ class Writer:
             self._comparison.note(walk, batch.effect)
         for check in batch.checks:
             check.results = self._comparison.examine(check)
+            self.steps += 1
 
     def _apply_merged(self, batch: Batch) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order."""
@@ -213,6 +223,7 @@ class Writer:
             with translated():
                 for segment in batch.effect.segments:
                     sink.apply(segment)
+                    self.steps += 1
                 if batch.complete:
                     sink.check_deferred()
         except RowsRefused:
@@ -267,6 +278,7 @@ class Writer:
             with translated():
                 for segment in effect.segments:
                     sink.apply(segment, in_sets=True)
+                    self.steps += 1
         except RowsRefused:
             savepoint.rollback()
             sink.rolled_back()
@@ -285,6 +297,7 @@ class Writer:
                 with translated():
                     for segment in alone.segments:
                         sink.apply(segment)
+                        self.steps += 1
             except RowsRefused as error:
                 raise _refused(error, projector, operations[-1], transaction.commit_lsn) from None
 

@@ -20,6 +20,23 @@ select plugin, database, active, active_pid, wal_status,
 from pg_replication_slots where slot_name = %s
 """
 
+# A walsender that waits says for what; rights on pg_stat_replication are not needed for this.
+_SAMPLE: Final = """
+select pg_current_wal_lsn() - '0/0'::pg_lsn as wal, s.wal_status, s.safe_wal_size,
+       coalesce(a.state = 'active' and coalesce(a.wait_event_type = 'IO', true), false) as decoding
+from (select) one
+left join pg_replication_slots s on s.slot_name = %s
+left join pg_stat_activity a on a.pid = s.active_pid
+"""
+
+# Transactional: it is flushed at once, and both plugins deliver it with its commit. It waits for no
+# standby, as a commit of the application's may for ever.
+_HEARTBEAT: Final = """
+select pg_logical_emit_message(true, 'cdc', 'heartbeat') - '0/0'::pg_lsn,
+       set_config('synchronous_commit', 'local', true)
+"""
+MAY_EMIT: Final = "grant execute on function pg_logical_emit_message(boolean, text, text) to ..."
+
 _PEEK: Final = sql.SQL(
     "select from pg_logical_slot_peek_changes('cdc_check', null, 1, 'format-version', '2', {})"
 )
@@ -105,6 +122,27 @@ def drop_slot(connection: Connection, slot: str) -> None:
         connection.execute("select pg_drop_replication_slot(%s)", [slot])
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How the write database stands: the end of its WAL, and what it says of the slot.
+
+    `decoding` tells that it is at work on what it is going to send.
+    """
+
+    wal: int
+    wal_status: str | None
+    safe_wal_size: int | None
+    decoding: bool
+
+
+def sample(connection: Connection, slot: str) -> Sample:
+    """Look at WAL and slot; raise a SourceError."""
+    with translated(), connection.cursor(row_factory=class_row(Sample)) as cursor:
+        found = cursor.execute(_SAMPLE, [slot]).fetchone()
+    assert found is not None  # noqa: S101  one row, joined from the left
+    return found
+
+
 def current_lsn(connection: Connection) -> Lsn:
     """Give the position of the end of the WAL; raise a SourceError."""
     with translated():
@@ -118,6 +156,16 @@ def current_snapshot(connection: Connection) -> Snapshot:
         row = connection.execute("select pg_current_snapshot()::text").fetchone()
     assert row is not None  # noqa: S101  a select without from gives one row
     return Snapshot.parse(row[0])
+
+
+def heartbeat(connection: Connection) -> Lsn:
+    """Write a heartbeat into the WAL; a checkpoint past the position given covers it.
+
+    Raise SourceNotReady where the role may not, or another SourceError.
+    """
+    with translated():
+        row = connection.execute(_HEARTBEAT).fetchone()
+    return Lsn(row[0] if row else 0)
 
 
 def mark_now(connection: Connection) -> Lsn:

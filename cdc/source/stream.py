@@ -145,7 +145,7 @@ class Stream:
         elif self._ending:
             raise self._ended()
         else:
-            self._wait(min(seconds, self._until_feedback()))
+            self._wait(min(seconds, self.until_feedback()))
         return frames, alive
 
     def _take(self, frames: list[Frame]) -> Keepalive | None:
@@ -201,7 +201,8 @@ class Stream:
             with translated():
                 self._pgconn.consume_input()
 
-    def _until_feedback(self) -> float:
+    def until_feedback(self) -> float:
+        """Say in how many seconds feedback is due."""
         due = (
             _ACKNOWLEDGE_SECONDS if self._acknowledged > self._reported else self._feedback_seconds
         )
@@ -220,7 +221,7 @@ class Stream:
 
     def feedback(self) -> None:
         """Send the standby status if it is due; raise SourceUnavailable."""
-        if not self._closed and self._until_feedback() <= 0:
+        if not self._closed and self.until_feedback() <= 0:
             self._send_status(self._acknowledged)
 
     def reply(self) -> None:
