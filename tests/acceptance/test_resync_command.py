@@ -12,6 +12,7 @@ import pytest
 from cdc.servers import Server
 from tests.acceptance.conftest import FAST, SECONDS, Pipeline, until
 from tests.acceptance.test_copy_command import start, stop
+from tests.acceptance.test_stuck import waits_for_lock
 from tests.conftest import installation
 
 ROWS = 5000
@@ -60,6 +61,19 @@ def lose_slot(pipeline: Pipeline) -> None:
         return pipeline.source(query.format(pipeline.name)) == [("lost",)]
 
     until(lost, what="the slot is lost")
+
+
+def endanger_slot(pipeline: Pipeline) -> None:
+    """Write until more WAL is kept than may be; it is removed by the next checkpoint."""
+
+    def unreserved() -> bool:
+        pipeline.source("select pg_logical_emit_message(true, 'other', 'x')")
+        with pipeline.write.connect(pipeline.name) as connection:
+            connection.execute("select pg_switch_wal()")
+        query = "select wal_status from pg_replication_slots where slot_name = '{}'"
+        return pipeline.source(query.format(pipeline.name)) == [("unreserved",)]
+
+    until(unreserved, what="the slot is in danger")
 
 
 def drop_slot(pipeline: Pipeline) -> None:
@@ -113,6 +127,26 @@ def test_a_slot_that_is_gone_is_made_anew_and_the_read_tables_are_right_again(be
     behind.caught_up()
     assert equal(behind)
     stop(process)
+
+
+def test_a_slot_lost_while_the_read_database_is_locked_ends_the_daemon_and_resync_heals(behind):
+    process = start(behind)
+    behind.caught_up()
+    with psycopg.connect(behind.read.dsn(behind.name)) as other:
+        other.execute("lock table a in access exclusive mode")
+        behind.source("update a set v = 'locked' where id % 3 = 0")
+        until(lambda: waits_for_lock(behind), what="the write waits for the lock")
+        endanger_slot(behind)
+        until(lambda: "slot in danger" in behind.log(process), what="it says so")
+        assert "unreserved" in behind.cdc("check").stdout
+        lose_slot(behind)
+        assert process.wait(SECONDS) == 14, behind.log(process)
+        assert "`cdc resync`" in behind.log(process)
+    assert "the slot is lost" in behind.cdc("status").stdout
+    assert not equal(behind)
+    done = behind.cdc("resync", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert equal(behind)
 
 
 def test_it_asks_first_and_does_nothing_while_a_daemon_streams(behind):
