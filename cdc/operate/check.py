@@ -76,6 +76,8 @@ def _check_source(
     _attempt(found, lambda: found.extend(_nulls(settings, source, plan)), why="see above")
     if settings.copy.enabled:
         _attempt(found, lambda: found.extend(_copy(source, plan)), why="rows are copied")
+    elif settings.source.heartbeat_seconds:
+        _attempt(found, lambda: found.extend(_heartbeats(source)), why="heartbeats are sent")
     if read is not None:
         _attempt(
             found, lambda: found.extend(_read_side(read, plan, settings)), why="it is written to"
@@ -248,6 +250,12 @@ def _copy(source: Connection, plan: setup.Plan) -> Findings:
     """Tell what keeps the rows that exist from being copied."""
     for lack in source_privileges.lacks(source, plan.schema.values()):
         yield Finding(lack.what, lack.why, lack.remedy)
+
+
+def _heartbeats(source: Connection) -> Findings:
+    why = "there are no heartbeats: how fresh an idle pipeline is stays unknown"
+    for lack in source_privileges.messages_lack(source, why=why):
+        yield Finding(lack.what, lack.why, lack.remedy, blocks=False)
 
 
 def _tells_not_numbers(settings: Settings) -> bool:

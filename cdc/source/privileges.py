@@ -50,9 +50,16 @@ def lacks(connection: Connection, tables: Collection[SourceTable]) -> list[Lack]
     by_oid = {table.oid: table for table in tables}
     with translated(), connection.cursor(row_factory=class_row(_Rights)) as cursor:
         rights = cursor.execute(_TABLES, [list(by_oid)]).fetchall()
-        may_not_emit = connection.execute(_MESSAGE).fetchall()
     found = [lack for has in rights for lack in _of_table(connection, by_oid[has.oid], has)]
-    return [*found, *(_message(connection, *row) for row in may_not_emit)]
+    marks = "its messages mark in the stream where copied rows belong"
+    return [*found, *messages_lack(connection, why=marks)]
+
+
+def messages_lack(connection: Connection, *, why: str) -> list[Lack]:
+    """Say what keeps the role from writing messages into the WAL; raise a SourceError."""
+    with translated():
+        may_not_emit = connection.execute(_MESSAGE).fetchall()
+    return [_message(connection, *row, why=why) for row in may_not_emit]
 
 
 def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Iterator[Lack]:
@@ -76,10 +83,10 @@ def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Itera
         )
 
 
-def _message(connection: Connection, function: str, role: str) -> Lack:
+def _message(connection: Connection, function: str, role: str, *, why: str) -> Lack:
     return Lack(
         f"{role} may not call {function}",
-        "its messages mark in the stream where copied rows belong",
+        why,
         _written(connection, f"grant execute on function {function} to {{}};", (role,)),
     )
 

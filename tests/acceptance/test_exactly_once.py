@@ -215,23 +215,6 @@ def test_a_second_daemon_stands_by_and_takes_over(one_pipeline):
     assert one_pipeline.same("t")
 
 
-def test_writes_to_other_tables_move_slot_and_checkpoint(pipeline):
-    pipeline.source("create table t (id int primary key); create table other (id int)")
-    pipeline.mirror("public.t")
-    pipeline.start()
-    pipeline.caught_up()
-    pipeline.source("insert into other select generate_series(1, 1000)")
-    here = pipeline.source("select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0]
-    until(lambda: pipeline.checkpoint() >= here, what="the checkpoint follows")
-    until(
-        lambda: pipeline.source(
-            f"select 1 from pg_replication_slots where slot_name = '{pipeline.name}' "
-            f"and confirmed_flush_lsn - '0/0'::pg_lsn >= {here}"
-        ),
-        what="the slot follows",
-    )
-
-
 def test_a_signal_while_the_queue_is_full_drains_and_exits_zero(pipeline):
     pipeline.source("create table t (id int primary key, v text)")
     pipeline.mirror("public.t")
