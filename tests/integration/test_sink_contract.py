@@ -32,7 +32,7 @@ from cdc.projection.batch import Batch
 from cdc.projection.mirror import PostgresType
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint, sqlite_session, tables
-from cdc.sink.engine import canceller, create_engine
+from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from tests.conftest import ROOT
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
@@ -886,6 +886,13 @@ def test_a_session_that_was_ended_is_no_matter(sink: Sink, number: int) -> None:
     assert sink.stored() == sink.lsn
 
 
+def test_each_piece_of_a_transaction_is_a_step(sink: Sink) -> None:
+    before = sink.writer.steps
+    for piece in range(FEW):
+        sink.write(sink.batch(sink.transaction(Upsert(T, id=piece, a="x"), ends=False)))
+        assert sink.writer.steps == before + piece + 1
+
+
 @pytest.mark.parametrize("dialect", ["postgres", "mariadb"])
 def test_a_session_that_was_ended_between_pieces_means_to_stream_them_again(sink: Sink) -> None:
     sink.write(sink.batch(sink.transaction(*upserts(range(MANY), a="x"), ends=False)))
@@ -901,11 +908,10 @@ def test_a_write_that_waits_for_a_lock_is_ended_by_a_stop(sink: Sink) -> None:
     sink.apply(Upsert(T, id=1, a="x"))
     with sink.engine.connect() as other, other.begin():
         other.execute(sa.update(T).values(a="mine"))
-        cancel = canceller(sink.connection)
         with ThreadPoolExecutor(1) as pool:
             write = pool.submit(sink.apply, Upsert(T, id=1, a="y"))
             while not write.done():  # it may not wait yet: a stop says so again
-                cancel()
+                sink.writer.interrupt()
                 wait([write], timeout=0.05)
             with pytest.raises(ReadUnavailable):
                 write.result()

@@ -124,6 +124,23 @@ def refusal(function: Any, *changes: Change) -> str:
     return message
 
 
+def test_a_call_is_seen_while_it_runs_and_counted() -> None:
+    seen = []
+
+    def watched(change: Change) -> Iterator[Operation]:
+        seen.append((one.calls.count, one.calls.running))
+        yield from simple(change)
+        if one.calls.count > 2:
+            raise LookupError
+
+    one = projecting(watched)
+    operations(one, inserted(), updated())
+    assert seen == [(1, True), (2, True)]
+    with pytest.raises(ProjectionError):
+        operations(one, deleted())
+    assert (one.calls.count, one.calls.running) == (3, False)
+
+
 def test_changes_become_operations() -> None:
     assert operations(projecting(simple), inserted(), updated(), deleted()) == [
         Upsert(READ, id=1, title=SECRET, body="b"),
