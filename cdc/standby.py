@@ -1,0 +1,58 @@
+"""Stand by: wait for the slot's lock, and end a holder that neither streams nor speaks.
+
+A process that is paused, or that hangs, keeps its connections and with them the lock. The write
+database's server notices first: its walsender ends a client that says nothing for
+`wal_sender_timeout`. Whose slot nobody reads, and whose session in the read database waits for its
+client, does no work that could be lost: what it may still believe is held off by the checkpoint's
+compare-and-set.
+"""
+
+import time
+from contextlib import closing
+
+import sqlalchemy as sa
+
+from cdc.errors import ReadLocked, SourceError
+from cdc.sink.writer import Writer
+from cdc.source.connection import connect
+from cdc.source.slot import read_slot
+
+
+class Standby:
+    """Opens the writer once nobody else holds the slot's lock."""
+
+    def __init__(self, dsn: str, slot: str, *, seconds: float) -> None:
+        """Take the write database and how long a holder of the lock may be silent."""
+        self._dsn = dsn
+        self._slot = slot
+        self._seconds = seconds
+        self._unread_since: float | None = None
+
+    def open(self, writer: Writer) -> sa.Connection:
+        """Open the writer; raise ReadLocked while another daemon holds the lock."""
+        try:
+            connection = writer.open()
+        except ReadLocked:
+            if self._unread_for_long():
+                writer.end_silent_holder(seconds=self._seconds)
+            raise
+        self._unread_since = None
+        return connection
+
+    def _unread_for_long(self) -> bool:
+        """Tell whether nobody has streamed from the slot, look after look."""
+        now = time.monotonic()
+        if not self._is_unread():
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        return self._unread_since is not None and now - self._unread_since >= self._seconds
+
+    def _is_unread(self) -> bool:
+        """Tell whether the slot is there and nobody streams; not where that cannot be seen."""
+        try:
+            with closing(connect(self._dsn)) as source:
+                state = read_slot(source, self._slot)
+        except SourceError:  # who holds the lock may know better
+            return False
+        return state is not None and not state.active and not state.lost
