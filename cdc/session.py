@@ -82,9 +82,12 @@ class Session:
         """
         try:
             pipeline, lsn = self._begin(retry)
-        except BaseException:
+        except BaseException as error:
             self._writer.close()  # the lock with it: another daemon may be able to begin
+            if isinstance(error, SlotActive):
+                self._standby.slot_taken()
             raise
+        self._standby.streams()
         self._metrics.forget_unapplied()
         self._metrics.lag.applied(lsn)
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))

@@ -20,6 +20,13 @@ select plugin, database, active, active_pid, wal_status,
 from pg_replication_slots where slot_name = %s
 """
 
+_END_READER: Final = """
+select a.pid, pg_terminate_backend(a.pid)
+from pg_replication_slots s join pg_stat_activity a on a.pid = s.active_pid
+where s.slot_name = %s and pg_has_role(a.usesysid, 'usage')
+  and a.application_name = current_setting('application_name')
+"""
+
 _PEEK: Final = sql.SQL(
     "select from pg_logical_slot_peek_changes('cdc_check', null, 1, 'format-version', '2', {})"
 )
@@ -103,6 +110,16 @@ def drop_slot(connection: Connection, slot: str) -> None:
     """Drop the slot; raise SlotActive while somebody streams from it."""
     with translated():
         connection.execute("select pg_drop_replication_slot(%s)", [slot])
+
+
+def end_reader(connection: Connection, slot: str) -> int | None:
+    """End the session that streams from the slot, if it is a daemon like us; give its process.
+
+    That is one of a role and an application name that are ours, too. Raise a SourceError.
+    """
+    with translated():
+        row = connection.execute(_END_READER, [slot]).fetchone()
+    return row[0] if row else None
 
 
 def current_lsn(connection: Connection) -> Lsn:

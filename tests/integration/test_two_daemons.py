@@ -33,11 +33,18 @@ class Two:
     """A daemon that streams and one that stands by; walsenders give a silent one up soon."""
 
     def __init__(
-        self, write: Database, read: Database, wanted: Configuration, start: Start
+        self,
+        write: Database,
+        read: Database,
+        start: Start,
+        *,
+        wanted: Configuration,
+        reads_as: str | None = None,
     ) -> None:
         self.write, self.read = write, read
         write.run("create table t (id int primary key)")
-        self.first = start(wanted)
+        url = read.server.url(read.name, reads_as) if reads_as else read.url
+        self.first = start(wanted.with_(read={"url": url}))
         self.first.wait_for(write.run("insert into t values (1)"))
         self.second = start(wanted)
         self.second.wait_until(lambda: ready(self.second) == (503, "standby"))
@@ -66,11 +73,13 @@ Make = Callable[..., Two]
 
 @pytest.fixture
 def make(write: Database, read: Database, configuration: Configure, cdc_start: Start) -> Make:
-    def make_two(plugin: str = "pgoutput", *, milliseconds: int = 2000) -> Two:
+    def make_two(
+        plugin: str = "pgoutput", *, milliseconds: int = 2000, reads_as: str | None = None
+    ) -> Two:
         impatient = make_conninfo(write.dsn, options=f"-c wal_sender_timeout={milliseconds}")
         wanted = configuration(plugin, mirrors=[{"source": "public.*"}])
         wanted = wanted.with_(source={"dsn": impatient}, read={"takeover_seconds": 1})
-        return Two(write, read, wanted, cdc_start)
+        return Two(write, read, cdc_start, wanted=wanted, reads_as=reads_as)
 
     return make_two
 
@@ -110,6 +119,29 @@ def test_one_that_is_paused_in_a_batch_is_replaced_and_stops_when_it_wakes(make:
     assert "another daemon wrote" in two.first.log
     assert "Traceback" not in two.first.log + two.second.log
     two.nothing_is_lost_or_doubled()
+
+
+def test_one_that_is_cut_off_from_the_read_database_alone_is_replaced(
+    make: Make, write: Database, read: Database
+) -> None:
+    role = f"r_{read.name}"
+    read.run(f"create role {role} login", f"grant all on schema public to {role}")
+    try:
+        two = make(milliseconds=60_000, reads_as=role)
+        read.run(f"alter role {role} connection limit 0")
+        read.rows(f"select pg_terminate_backend(pid) {OURS} and usename = '{role}'")
+        write.run("insert into t values (2)")
+        two.first.wait_until(lambda: ready(two.first) == (503, "retrying"))
+        two.takes_over()
+        assert "ended another daemon's stream" in two.second.log
+        assert ready(two.first)[0] == 503
+        read.run(f"alter role {role} connection limit -1")
+        two.nothing_is_lost_or_doubled()
+        assert two.first.ends() == 16
+        assert "another daemon wrote" in two.first.log
+    finally:
+        read.run(f"reassign owned by {role} to current_user", f"drop owned by {role}")
+        read.run(f"drop role {role}")
 
 
 def test_a_holder_that_is_at_work_is_left_alone(make: Make) -> None:
