@@ -23,6 +23,7 @@ from cdc.settings import Settings
 from cdc.settings import load as load_settings
 from cdc.sink.engine import create_engine
 from cdc.source.connection import connect
+from tests import roles
 from tests.acceptance.conftest import SECONDS, until
 from tests.conftest import ROOT, require, toml
 from tests.mariadb import MariaDB
@@ -88,9 +89,10 @@ class Pipeline:
         self.name = f"t_{os.urandom(5).hex()}"
         self.processes: list[subprocess.Popen[bytes]] = []
         write.create_database(self.name)
+        write.psql(f"alter database {self.name} owner to {roles.OWNER}")
         sections = {
             "source": {
-                "dsn": write.dsn(self.name),
+                "dsn": write.dsn(self.name, roles.write_role(plugin)),
                 "slot": self.name,
                 "plugin": plugin,
                 "publication": self.name,

@@ -76,7 +76,8 @@ def make(write: Database, read: Database, configuration: Configure, cdc_start: S
     def make_two(
         plugin: str = "pgoutput", *, milliseconds: int = 2000, reads_as: str | None = None
     ) -> Two:
-        impatient = make_conninfo(write.dsn, options=f"-c wal_sender_timeout={milliseconds}")
+        dsn = write.daemon_dsn(plugin)
+        impatient = make_conninfo(dsn, options=f"-c wal_sender_timeout={milliseconds}")
         wanted = configuration(plugin, mirrors=[{"source": "public.*"}])
         wanted = wanted.with_(source={"dsn": impatient}, read={"takeover_seconds": 1})
         return Two(write, read, cdc_start, wanted=wanted, reads_as=reads_as)
@@ -125,7 +126,7 @@ def test_one_that_is_cut_off_from_the_read_database_alone_is_replaced(
     make: Make, write: Database, read: Database
 ) -> None:
     role = f"r_{read.name}"
-    read.run(f"create role {role} login", f"grant all on schema public to {role}")
+    read.run(f"create role {role} login in role cdc", f"alter role {role} set search_path = cdc")
     try:
         two = make(milliseconds=60_000, reads_as=role)
         read.run(f"alter role {role} connection limit 0")
@@ -140,8 +141,7 @@ def test_one_that_is_cut_off_from_the_read_database_alone_is_replaced(
         assert two.first.ends() == 16
         assert "another daemon wrote" in two.first.log
     finally:
-        read.run(f"reassign owned by {role} to current_user", f"drop owned by {role}")
-        read.run(f"drop role {role}")
+        read.run(f"drop owned by {role}", f"drop role {role}")
 
 
 def test_a_holder_that_is_at_work_is_left_alone(make: Make) -> None:
