@@ -17,7 +17,7 @@ from cdc.beside.copying import Copying
 from cdc.beside.verifier import Verifier
 from cdc.beside.verifying import Verifying
 from cdc.chunk import Chunk
-from cdc.errors import SourceUnavailable
+from cdc.errors import CdcError, SourceUnavailable
 from cdc.exchange import Exchange, Item, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
@@ -106,7 +106,7 @@ class Pipeline:
             self._wait_for(thread)
         self.stream.close()
         if self._errors:
-            raise self._errors[0]
+            raise min(self._errors, key=_passes)  # what will not pass says more
 
     def _wait_for(self, thread: threading.Thread) -> None:
         """Wait for a thread's end; after a failure not for a write that does not get on.
@@ -334,3 +334,7 @@ class Pipeline:
         durable = self.writer.durable()
         if durable is not None:
             self.stream.acknowledge(durable)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, CdcError) and error.transient

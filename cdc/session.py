@@ -13,7 +13,7 @@ from cdc.beside.copier import Copier
 from cdc.beside.copying import Copying
 from cdc.beside.verifier import Verifier
 from cdc.beside.verifying import Verifying
-from cdc.errors import CatalogOutdated, CdcError
+from cdc.errors import CatalogOutdated, CdcError, SlotActive
 from cdc.exchange import Exchange, Stopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
@@ -37,6 +37,7 @@ from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
+from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
 _PIECE_BYTES: Final = 1024**2
@@ -58,6 +59,8 @@ class Session:
         self._writer = writer
         self._metrics = metrics
         self._reading = create_engine(settings.read.url.get_secret_value(), reading=True)
+        seconds = settings.read.takeover_seconds
+        self._standby = Standby(self._dsn, settings.source.slot, seconds=seconds)
         self._until = until
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
@@ -78,7 +81,14 @@ class Session:
 
         Raise a CdcError where it could not begin, or ended for a reason that will not pass.
         """
-        pipeline, lsn = self._begin(retry)
+        try:
+            pipeline, lsn = self._begin(retry)
+        except BaseException as error:
+            self._writer.close()  # the lock with it: another daemon may be able to begin
+            if isinstance(error, SlotActive):
+                self._standby.slot_taken()
+            raise
+        self._standby.streams()
         self._metrics.forget_unapplied()
         self._metrics.lag.applied(lsn)
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))
@@ -108,7 +118,7 @@ class Session:
             interrupt()
 
     def _begin(self, retry: Retry) -> tuple[Pipeline, Lsn]:
-        read = self._writer.open()
+        read = self._standby.open(self._writer)
         with (
             self._interruptible(canceller(read)),
             self._connection(connect) as source,
@@ -117,6 +127,7 @@ class Session:
             plan = setup.plan(self._settings, source)
             # A start that is refused changes no read table.
             found = setup.examine(self._settings, source=source, replication=replication, read=read)
+            _refuse_read_slot(self._settings.source.slot, found)
             since = None if found.first else self._changed
             former = setup.prepare(read, plan, self._settings, source=source, since=since)
             self._changed = AT_START
@@ -293,6 +304,12 @@ class Session:
             self.target = slot.mark_now(source)
         elif self._until is not None and self.target is None:
             self.target = Lsn.parse(self._until)
+
+
+def _refuse_read_slot(name: str, found: setup.Found) -> None:
+    """Stand by before anything is changed while another session streams from the slot."""
+    if found.slot is not None and found.slot.active:
+        raise SlotActive(f"slot {name} is read by process {found.slot.active_pid}")
 
 
 def _nothing() -> None:

@@ -135,6 +135,14 @@ class Read(Section):
         "transaction is still applied atomically, in pieces of this size.",
     )
 
+    takeover_seconds: float = Field(
+        10.0,
+        ge=1,
+        description="How long another daemon's session may wait for its client, while nobody reads "
+        "the slot, before a daemon that stands by ends it and takes over. The write database tells "
+        "a paused one only after its `wal_sender_timeout`: it counts from then.",
+    )
+
     @field_validator("url")
     @classmethod
     def _supported(cls, url: SecretStr) -> SecretStr:

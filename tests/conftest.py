@@ -23,6 +23,7 @@ from cdc.settings import Settings
 from cdc.source.connection import connect_replication
 from cdc.source.slot import knows_options, mark_now, try_plugin
 from cdc.source.wal2json import AS_STRINGS
+from tests import roles
 from tests.mariadb import MariaDB
 from tests.mariadb import find as mariadb_program
 
@@ -86,12 +87,14 @@ def installation() -> Installation:
 @pytest.fixture(scope="session")
 def write_server() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
+        roles.prepare_write(server)
         yield server
 
 
 @pytest.fixture(scope="session")
 def read_server() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
+        roles.prepare_read(server)
         yield server
 
 
@@ -113,11 +116,17 @@ class Database:
 
     @property
     def dsn(self) -> str:
+        """A superuser's, for what tests prepare and look at."""
         return self.server.dsn(self.name)
 
     @property
     def url(self) -> str:
-        return self.server.url(self.name)
+        """The daemon's, of a read database."""
+        return self.server.url(self.name, roles.DAEMON)
+
+    def daemon_dsn(self, plugin: str) -> str:
+        """The daemon's, of a write database."""
+        return self.server.dsn(self.name, roles.write_role(plugin))
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
         return psycopg.connect(self.dsn, autocommit=autocommit)
@@ -179,6 +188,7 @@ class Database:
 @pytest.fixture
 def write(write_server: Server) -> Iterator[Database]:
     database = Database(write_server)
+    database.run(f"alter database {database.name} owner to {roles.OWNER}")
     yield database
     database.close()
 
@@ -274,7 +284,8 @@ def configuration(
         mirrors: list[dict[str, Any]] | None = None,
         modules: list[str] | None = None,
     ) -> Configuration:
-        source = {"dsn": write.dsn, "slot": slot_name, "plugin": plugin, "publication": slot_name}
+        dsn = write.daemon_dsn(plugin)
+        source = {"dsn": dsn, "slot": slot_name, "plugin": plugin, "publication": slot_name}
         projection = {"mirrors": mirrors or [], "modules": modules or []}
         sections = {
             "source": source,

@@ -1,5 +1,6 @@
 """A MariaDB server of our own, started as our child in a folder that goes with it."""
 
+import re
 import secrets
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from cdc.servers import process
 from cdc.servers.server import _free_port
 
+CONFIG = Path(__file__).parents[1] / "config"
 # Where a server's binaries are that are not on everybody's PATH.
 PLACES = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 # innodb_flush_log_at_trx_commit and sync_binlog stay as they must be; the disk is not waited for.
@@ -109,6 +111,11 @@ class MariaDB:
     def create_database(self) -> str:
         name = f"test_{secrets.token_hex(5)}"
         self.query(f"create database {name}")
+        shipped = (CONFIG / "mariadb" / "read-role.sql").read_text()
+        for statement in re.sub("--.*", "", shipped).replace("shop_read", name).split(";"):
+            if statement.strip():
+                self.query(statement)
+        self.query("set password for 'cdc'@'%' = password('pw')")
         return name
 
     def _options(self) -> list[str]:

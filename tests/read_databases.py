@@ -52,7 +52,7 @@ class MariaRead:
     def __init__(self, server: MariaDB) -> None:
         self._server = server
         self._name = server.create_database()
-        self.url = server.url(self._name)
+        self.url = server.url(self._name, "cdc")
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         return self._server.query(statement, self._name)

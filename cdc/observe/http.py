@@ -2,9 +2,11 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, Self
 
@@ -13,28 +15,91 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from cdc.errors import PortTaken
 
 _JSON: Final = "application/json"
-_TIMEOUT_SECONDS: Final = 10
+_TEXT: Final = "text/plain; charset=utf-8"
+_SECONDS: Final = 10.0  # for a request to arrive, and again for its answer to be taken
+_HEAD_BYTES: Final = 16 * 1024
+_CONNECTIONS: Final = 32
+_ALLOWED: Final = ("GET", "HEAD")
 _POLL_SECONDS: Final = 0.05  # how soon a stop is noticed
 
 Answer = tuple[HTTPStatus, str, bytes]
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread for each connection, and no more connections than `_CONNECTIONS`."""
+
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 2 * _CONNECTIONS
     routes: dict[str, Callable[[], Answer]]
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that hang up early."""
 
 
 class _Request(BaseHTTPRequestHandler):
-    """One request. Methods other than GET and HEAD are answered 501 by the base class."""
+    """One request, and its connection with it."""
 
-    timeout = _TIMEOUT_SECONDS
+    timeout = _SECONDS  # of `sendall` too, for the whole of it
     server_version = "cdc"
     sys_version = ""
     server: _Server
+
+    def handle(self) -> None:
+        """Take the request's head, in bounded time and size; then answer it."""
+        head = self._head()
+        self.connection.settimeout(_SECONDS)
+        if head is not None:
+            self.rfile = BytesIO(head)
+            self.handle_one_request()
+
+    def _head(self) -> bytes | None:
+        """Read up to the empty line; None where it does not come: then nothing is answered."""
+        head, deadline = b"", time.monotonic() + _SECONDS
+        while b"\r\n\r\n" not in head and b"\n\n" not in head:
+            left = deadline - time.monotonic()
+            if left <= 0 or len(head) > _HEAD_BYTES:
+                return None
+            self.connection.settimeout(left)
+            try:
+                received = self.connection.recv(4096)
+            except OSError:  # too late, or gone
+                return None
+            if not received:
+                return None
+            head += received
+        return head
+
+    def parse_request(self) -> bool:
+        """Parse the head; tell whether it is to be answered."""
+        if not super().parse_request():
+            return False
+        if self.command in _ALLOWED:
+            return True
+        self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+        return False
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer without a word of the request: what it holds is somebody else's."""
+        del message, explain
+        status = HTTPStatus(code)
+        self._send((status, _TEXT, f"{status.phrase.lower()}\n".encode()), body=True)
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -44,11 +109,17 @@ class _Request(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         route = self.server.routes.get(self.path.partition("?")[0], _not_found)
-        status, content_type, content = route()
+        self._send(route(), body=body)
+
+    def _send(self, answer: Answer, *, body: bool) -> None:
+        status, content_type, content = answer
         self.send_response(status)
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", ", ".join(_ALLOWED))
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         if body:
             self.wfile.write(content)
@@ -58,7 +129,7 @@ class _Request(BaseHTTPRequestHandler):
 
 
 def _not_found() -> Answer:
-    return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"not found\n"
+    return HTTPStatus.NOT_FOUND, _TEXT, b"not found\n"
 
 
 def as_json(status: HTTPStatus, content: dict[str, Any]) -> Answer:

@@ -90,14 +90,24 @@ def advance(
         "committed": commit_time.astimezone(UTC) if commit_time else None,
     }
     statement = _FIRST if old is None else _ADVANCE
-    moved = connection.execute(statement, parameters).rowcount
-    if moved != 1:
-        raise CheckpointMoved(
-            f"the checkpoint of slot {identity.slot} is no longer at {old}: another daemon wrote "
-            "it, or it was changed by hand",
-            hint="nothing of this batch was applied. Find the other daemon (`cdc status`), and "
-            "start this one again when it may take over",
-        )
+    if connection.execute(statement, parameters).rowcount != 1:
+        raise _moved(identity, old)
+
+
+def hold(connection: sa.Connection, identity: Identity, *, at: Lsn | None) -> None:
+    """Raise CheckpointMoved unless the checkpoint is there, and keep it there till the commit."""
+    parameters = {"for_slot": identity.slot, "old": None if at is None else int(at)}
+    if connection.execute(_HOLD, parameters).rowcount != 1:
+        raise _moved(identity, at)
+
+
+def _moved(identity: Identity, old: Lsn | None) -> CheckpointMoved:
+    return CheckpointMoved(
+        f"the checkpoint of slot {identity.slot} is no longer at {old}: another daemon wrote it, "
+        "or it was changed by hand",
+        hint="nothing of this batch was applied. Find the other daemon (`cdc status`), and start "
+        "this one again when it may take over",
+    )
 
 
 _SET: Final = {
@@ -114,6 +124,15 @@ _FIRST: Final = _UPDATE.where(TABLE.c.lsn.is_(None))
 _ADVANCE: Final = _UPDATE.where(
     TABLE.c.lsn == sa.bindparam("old", type_=sa.BigInteger),
     sa.bindparam("new", type_=sa.BigInteger) > TABLE.c.lsn,
+)
+
+_HOLD: Final = (
+    sa.update(TABLE)
+    .where(
+        TABLE.c.slot == sa.bindparam("for_slot"),
+        TABLE.c.lsn == sa.bindparam("old", type_=sa.BigInteger),
+    )
+    .values(updated_at=sa.func.now())
 )
 
 

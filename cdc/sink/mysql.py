@@ -23,6 +23,11 @@ from cdc.sink.storage import Storage, length_of, storage_of
 
 _FEW: Final = 8
 _DURABLE: Final = "select @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog"
+_SILENT_HOLDER: Final = """
+select id from information_schema.processlist
+where id = is_used_lock(%s) and command = 'Sleep' and time >= %s
+"""
+_NO_SUCH_THREAD: Final = 1094
 _ASIDE: Final = "cdc_aside"
 _REFERENCED: Final = """
 select referenced_column_name from information_schema.key_column_usage
@@ -65,6 +70,19 @@ class MySQLSink(PortableSink):
         with self._connection.begin():
             number = self._run("select is_used_lock(%s)", [(self._lock_name(slot),)]).scalar()
         return f"connection {number} of the read database" if number else "it has just let go"
+
+    def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
+        """End the session that holds the slot's lock, where it waits that long for its client."""
+        with self._connection.begin():
+            waits = self._run(_SILENT_HOLDER, [(self._lock_name(slot), seconds)]).scalar()
+        if waits is None:
+            return None
+        try:
+            self._run(f"kill connection {int(waits)}")
+        except sa.exc.DBAPIError as error:
+            if error_number(error.orig) != _NO_SUCH_THREAD:
+                raise
+        return f"connection {waits} of the read database"
 
     def _lock_name(self, slot: str) -> str:
         """Locks are the server's, not a database's, and their names at most 64 characters."""

@@ -27,13 +27,19 @@ _FEW: Final = 16
 # Room in the kernel for a batch: the thread that writes is not woken for every piece of it.
 _SEND_BUFFER_BYTES: Final = 4 * 1024**2
 _LOCK: Final = "select pg_try_advisory_lock(hashtext('cdc'), hashtext(%s))"
-_LOCK_HOLDER: Final = """
-select l.pid, host(a.client_addr)
+_HOLDING: Final = """
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 2
   and l.database = (select oid from pg_database where datname = current_database())
   and l.classid = hashtext('cdc')::bigint & 4294967295
   and l.objid = hashtext(%s)::bigint & 4294967295
+"""
+_LOCK_HOLDER: Final = f"select l.pid, host(a.client_addr) {_HOLDING}"
+# A process that is paused in the midst of a COPY leaves its session active: waiting for it, too.
+_END_SILENT: Final = f"""
+select l.pid, host(a.client_addr), pg_terminate_backend(l.pid) {_HOLDING}
+  and a.wait_event_type = 'Client' and pg_has_role(a.usesysid, 'usage')
+  and a.state_change < clock_timestamp() - make_interval(secs => %s)
 """
 _MAY_WAIT: Final = "select exists (select from pg_constraint where condeferrable)"
 _REFERENCED: Final = "select exists (select from pg_constraint where confrelid = %s::regclass)"
@@ -43,6 +49,10 @@ select pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() -
 
 Row = tuple[Any, ...]
 Write = Upsert | Update
+
+
+def _session(pid: int, address: str | None) -> str:
+    return f"process {pid} of the read database, from {address or 'its own host'}"
 
 
 class PostgresSink:
@@ -93,8 +103,13 @@ class PostgresSink:
         self._driver.commit()
         if row is None:
             return "it has just let go"
-        pid, address = row
-        return f"process {pid} of the read database, from {address or 'its own host'}"
+        return _session(*row)
+
+    def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
+        """End the session that holds the slot's lock, where it waits that long for its client."""
+        row = self._driver.execute(_END_SILENT, [slot, seconds]).fetchone()
+        self._driver.commit()
+        return _session(*row[:2]) if row else None
 
     def positions(self) -> tuple[int, int]:
         """Give how far the read database has written its own WAL, and how far it is durable."""

@@ -21,6 +21,12 @@ class Sink(Protocol):
     def lock_holder(self, slot: str) -> str:
         """Say who holds the slot's lock."""
 
+    def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
+        """End the session that holds the slot's lock, where it waits that long for its client.
+
+        Give who it was; None where it does something, or where this is not to be had.
+        """
+
     def positions(self) -> tuple[int, int]:
         """Give how far the read database has written, and how far that is durable.
 

@@ -1,5 +1,6 @@
 """Write net effects to SQLite: row by row, for there is no server to go to and come back from."""
 
+from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
@@ -9,7 +10,13 @@ from cdc.projection.batch import Segment
 from cdc.sink.binding import Binding, Row
 from cdc.sink.portable import PortableSink, Writes, not_key, tied
 from cdc.sink.refused import RowsRefused
-from cdc.sink.sqlite_session import NOT_UNIQUE, database_file, driver_connection, error_code
+from cdc.sink.sqlite_session import (
+    NOT_UNIQUE,
+    database_file,
+    driver_connection,
+    error_code,
+    is_paused,
+)
 
 _ASIDE: Final = "temp.cdc_aside"
 _REFERENCES: Final = """
@@ -31,14 +38,29 @@ class SQLiteSink(PortableSink):
 
     def lock(self, slot: str) -> bool:
         """Take the slot's lock for as long as this connection lives; tell whether it was free."""
-        file = database_file(self._connection)
-        return driver_connection(self._connection).lock(file.with_name(f"{file.name}.{slot}.lock"))
+        return driver_connection(self._connection).lock(self._lock_file(slot))
 
     def lock_holder(self, slot: str) -> str:
         """Say which process holds the slot's lock."""
-        file = database_file(self._connection)
-        text = file.with_name(f"{file.name}.{slot}.lock").read_text().strip()
+        text = self._lock_file(slot).read_text().strip()
         return f"process {text} of this machine" if text else "it has just begun"
+
+    def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
+        """Take the lock file from a process that is paused: it keeps one that nobody looks at.
+
+        Nobody ends a process here, nor a transaction that it holds open.
+        """
+        del seconds
+        holder = self.lock_holder(slot)
+        text = self._lock_file(slot).read_text().strip()
+        if not is_paused(text):
+            return None
+        self._lock_file(slot).unlink(missing_ok=True)
+        return holder
+
+    def _lock_file(self, slot: str) -> Path:
+        file = database_file(self._connection)
+        return file.with_name(f"{file.name}.{slot}.lock")
 
     def apply(self, segment: Segment, *, in_sets: bool = False) -> None:
         """Write one segment of net effects; note its tables."""

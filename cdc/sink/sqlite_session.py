@@ -61,6 +61,9 @@ class LockingConnection(sqlite3.Connection):
         except BlockingIOError:
             os.close(descriptor)
             return False
+        if not file.exists() or not os.path.samestat(os.fstat(descriptor), file.stat()):
+            os.close(descriptor)  # it was taken from a paused process meanwhile
+            return False
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
@@ -143,6 +146,15 @@ def driver_connection(connection: sa.Connection) -> LockingConnection:
 def canceller(connection: sa.Connection) -> Callable[[], None]:
     """Give the function that ends what the connection does; it never raises."""
     return driver_connection(connection).interrupt
+
+
+def is_paused(pid: str) -> bool:
+    """Tell whether a process was stopped by a signal, as far as the system tells (Linux)."""
+    try:
+        state = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in {"T", "t"}
 
 
 def read_error(error: sqlite3.Error) -> CdcError:

@@ -1,8 +1,9 @@
 """Apply batches to the read database: rows and checkpoint in one commit."""
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import chain, groupby
 from typing import Final
 
@@ -30,6 +31,8 @@ from cdc.sink.dialects import sink_of
 from cdc.sink.engine import canceller, connect, translated
 from cdc.sink.refused import RowsRefused
 from cdc.sink.sink import Sink
+
+log = logging.getLogger(__name__)
 
 _MEND: Final = (
     "mend the projector, the read table or the row there, and start again: nothing after this "
@@ -85,6 +88,23 @@ class Writer:
             raise
         return self._connection
 
+    def end_silent_holder(self, *, seconds: float) -> None:
+        """End the session that holds the slot's lock, where it waits that long for its client.
+
+        Say so. The lock is free a moment later.
+        """
+        connection = connect(self._engine)
+        try:
+            with translated():
+                ended = sink_of(connection).end_silent_holder(self._slot, seconds=seconds)
+        finally:
+            connection.close()
+        if ended:
+            log.warning(
+                "ended another daemon that neither streams nor speaks",
+                extra={"slot": self._slot, "holder": ended},
+            )
+
     def resume(self, identity: checkpoints.Identity, lsn: Lsn) -> None:
         """Begin at the checkpoint that was found, or has just been stored.
 
@@ -137,7 +157,7 @@ class Writer:
 
     def _is_applied(self, batch: Batch) -> bool:
         """Reconnect; tell whether the lost commit had taken effect."""
-        connection = self.open()
+        connection = self._open_again(batch)
         with translated(), connection.begin():
             stored = checkpoints.load(connection, self._slot)
             are_stored = copies.are_stored(connection, self._slot, batch.copies.values())
@@ -151,12 +171,27 @@ class Writer:
         if self._lost_commits(lsn):
             raise ReadTransactionLost("the read database crashed and lost its last commits")
         if lsn != self._checkpoint:
-            raise CheckpointMoved(
-                f"the checkpoint of slot {self._slot} is at {lsn}, and was at {self._checkpoint}: "
-                "another daemon wrote, or the read database was restored",
-                hint="start again: the start-up checks decide where to go on",
-            )
+            raise self._moved(lsn)
         return False
+
+    def _open_again(self, batch: Batch) -> sa.Connection:
+        """Reconnect; raise CheckpointMoved where another daemon took over and went on."""
+        try:
+            return self.open()
+        except ReadLocked:
+            with closing(connect(self._engine)) as connection, translated(), connection.begin():
+                stored = checkpoints.load(connection, self._slot)
+            lsn = stored.lsn if stored else None
+            if lsn in {self._checkpoint, batch.end_lsn} or self._lost_commits(lsn):
+                raise
+            raise self._moved(lsn) from None
+
+    def _moved(self, lsn: Lsn | None) -> CheckpointMoved:
+        return CheckpointMoved(
+            f"the checkpoint of slot {self._slot} is at {lsn}, and was at {self._checkpoint}: "
+            "another daemon wrote, or the read database was restored",
+            hint="start again: the start-up checks decide where to go on",
+        )
 
     def _are_stored(self, connection: sa.Connection, checks: Iterable[Check]) -> bool:
         """Tell whether checks were worked out, and what came of them is stored."""
@@ -326,6 +361,8 @@ class Writer:
                 new=end_lsn,
                 commit_time=batch.commit_time,
             )
+        else:
+            checkpoints.hold(connection, self._identity, at=self._checkpoint)
         try:
             with translated(), sink.together():
                 self._transaction.commit()

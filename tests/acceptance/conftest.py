@@ -13,6 +13,7 @@ import pytest
 
 from cdc.lsn import Lsn
 from cdc.servers import Server
+from tests import roles
 from tests.conftest import installation, require
 
 SECONDS = 60
@@ -22,12 +23,14 @@ FAST = {"fsync": False, "max_connections": 60}
 @pytest.fixture(scope="session")
 def write() -> Iterator[Server]:
     with Server(installation(), {**FAST, "wal_sender_timeout": "5s"}) as server:
+        roles.prepare_write(server)
         yield server
 
 
 @pytest.fixture(scope="session")
 def read() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
+        roles.prepare_read(server)
         yield server
 
 
@@ -51,6 +54,7 @@ class Pipeline:
         self.config = folder / "cdc.toml"
         self.processes: list[subprocess.Popen[str]] = []
         write.create_database(self.name)
+        write.psql(f"alter database {self.name} owner to {roles.OWNER}")
         read.create_database(self.name)
 
     def configure(self, projection: str, **source: object) -> None:
@@ -58,13 +62,13 @@ class Pipeline:
         self.config.write_text(
             f"""
 [source]
-dsn = "{self.write.dsn(self.name)}"
+dsn = "{self.write.dsn(self.name, roles.write_role(self.plugin))}"
 slot = "{self.name}"
 plugin = "{self.plugin}"
 publication = "{self.name}"
 {extra}
 [read]
-url = "{self.read.url(self.name)}"
+url = "{self.read.url(self.name, roles.DAEMON)}"
 [http]
 listen = "127.0.0.1:0"
 {projection}

@@ -23,6 +23,7 @@ from cdc.settings import Settings
 from cdc.settings import load as load_settings
 from cdc.sink.engine import create_engine
 from cdc.source.connection import connect
+from tests import roles
 from tests.acceptance.conftest import SECONDS, until
 from tests.conftest import ROOT, require, toml
 from tests.mariadb import MariaDB
@@ -88,9 +89,10 @@ class Pipeline:
         self.name = f"t_{os.urandom(5).hex()}"
         self.processes: list[subprocess.Popen[bytes]] = []
         write.create_database(self.name)
+        write.psql(f"alter database {self.name} owner to {roles.OWNER}")
         sections = {
             "source": {
-                "dsn": write.dsn(self.name),
+                "dsn": write.dsn(self.name, roles.write_role(plugin)),
                 "slot": self.name,
                 "plugin": plugin,
                 "publication": self.name,
@@ -132,10 +134,13 @@ class Pipeline:
             env=_environment(),
         )
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("a") as log:
             process = subprocess.Popen(
-                self._command(("run",)), stderr=log, cwd=self.folder, env=_environment()
+                self._command(("run",)),
+                stderr=log,
+                cwd=self.folder,
+                env=_environment() | environment,
             )
         self.processes.append(process)
         return process
@@ -340,17 +345,29 @@ def test_setup_then_check_then_status_then_run_then_drop(one_pipeline: Pipeline)
     assert "nothing" in one_pipeline.cdc("drop", "--yes").stdout
 
 
-def test_a_second_daemon_stands_by_and_takes_over(one_pipeline: Pipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_second_daemon_stands_by_and_takes_over(
+    one_pipeline: Pipeline, tmp_path: Path, number: signal.Signals
+) -> None:
     one_pipeline.source("create table t (id int primary key)")
     one_pipeline.mirror("public.t")
     first = one_pipeline.start()
     one_pipeline.caught_up()
-    second = one_pipeline.start()
+    second = one_pipeline.start(CDC_READ__TAKEOVER_SECONDS="1")
     until(lambda: "standby" in (tmp_path / "log").read_text(), what="the second stands by")
-    first.kill()
-    first.wait()
+    first.send_signal(number)
     one_pipeline.source("insert into t values (1)")
     one_pipeline.caught_up()
+    if number == signal.SIGSTOP:
+        log = len((tmp_path / "log").read_bytes())
+        first.send_signal(signal.SIGCONT)
+        told = (b"standby", b"another daemon wrote")  # by what had arrived when it was paused
+        until(
+            lambda: any(text in (tmp_path / "log").read_bytes()[log:] for text in told),
+            what="it stands by, or says why it stops",
+        )
+        one_pipeline.source("insert into t values (2)")
+        one_pipeline.caught_up()
     assert one_pipeline.compared()["t"].equal
     second.terminate()
     assert second.wait(SECONDS) == 0

@@ -466,22 +466,6 @@ def test_draining_applies_what_was_received_and_acknowledges_it(
     assert "Traceback" not in daemon.log
 
 
-def test_a_second_daemon_stands_by_and_takes_over(
-    write: Database, read: Database, configuration: Configure, cdc_start: Start, plugin: str
-) -> None:
-    write.run("create table t (id int primary key)")
-    wanted = configuration(plugin, mirrors=EVERYTHING)
-    first = cdc_start(wanted)
-    first.wait_started()
-    second = cdc_start(wanted)
-    second.wait_until(lambda: "standby" in second.log)
-    first.wait_for(write.run("insert into t values (1)"))
-    first.kill()
-    second.wait_for(write.run("insert into t values (2)"))
-    equal(write, read, "t")
-    assert second.stop() == 0
-
-
 @pytest.fixture
 def impatient_write(write: Database) -> Iterator[Database]:
     """A write database whose server ends clients that say nothing for a second."""

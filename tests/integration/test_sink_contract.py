@@ -835,6 +835,16 @@ def test_a_checkpoint_that_somebody_else_moved_stops_the_writer(sink: Sink) -> N
         assert sink.stored() == lsn
 
 
+def test_rows_that_move_no_checkpoint_are_not_written_either_where_it_was_moved(sink: Sink) -> None:
+    sink.apply(Upsert(T, id=1, a="x"))
+    sink.store.query(f"update cdc_checkpoint set lsn = {sink.lsn + 1000}")
+    copied = sink.batch(sink.transaction(Upsert(T, id=2, a="never")))
+    copied.end_lsn = sink.lsn - 1
+    with pytest.raises(CheckpointMoved):
+        sink.write(copied)
+    assert sink.rows() == [(1, "x", "default")]
+
+
 def test_a_position_behind_the_checkpoint_does_not_move_it_back(sink: Sink) -> None:
     sink.apply(Upsert(T, id=1, a="x"))
     sink.write(Batch(end_lsn=Lsn(50)))

@@ -3,8 +3,12 @@
 import http.client
 import json
 import logging
+import select
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
 from http import HTTPStatus
 
 import pytest
@@ -13,8 +17,9 @@ from hypothesis import strategies as st
 
 from cdc.errors import PortTaken
 from cdc.lsn import Lsn
+from cdc.observe import http as http_module
 from cdc.observe import logs
-from cdc.observe.http import HttpServer, as_json
+from cdc.observe.http import Answer, HttpServer, as_json
 from cdc.observe.lag import Lag
 
 
@@ -168,12 +173,75 @@ def test_another_path_is_not_found(server: HttpServer, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_only_get_and_head_are_allowed(server: HttpServer, method: str) -> None:
-    assert ask(server, method, "/live")[0] in {405, 501}
+    assert ask(server, method, "/live")[:2] == (405, b"method not allowed\n")
+
+
+def answered(server: HttpServer, request: bytes) -> bytes:
+    """Send bytes, and give what comes until the server hangs up."""
+    with socket.create_connection(server.address, timeout=30) as client:
+        client.sendall(request)
+        with client.makefile("rb") as answer:
+            return answer.read()
+
+
+def test_an_answer_repeats_nothing_of_the_request(server: HttpServer) -> None:
+    for line in (b"<b>bad</b>", b"GET /<b> HTTP/1.0", b"<B> / HTTP/1.0", b"GET /<b> HTTP/<b>"):
+        answer = answered(server, line + b"\r\nX: <b>\r\n\r\n")
+        assert b"<b>" not in answer.lower()
+        assert answer.splitlines()[-1] in {b"bad request", b"not found", b"method not allowed"}
+    assert b"Allow: GET, HEAD" in answered(server, b"POST / HTTP/1.0\r\n\r\n")
 
 
 def test_a_client_that_says_nothing_keeps_nobody_waiting(server: HttpServer) -> None:
     with socket.create_connection(server.address):
         assert ask(server, "GET", "/live")[0] == 200
+
+
+def poured_until_hung_up(server: HttpServer, piece: bytes, *, pause: float) -> None:
+    """Begin a request and go on with it, piece by piece, until the server hangs up."""
+    with socket.create_connection(server.address, timeout=30) as client, suppress(ConnectionError):
+        client.sendall(b"GET /live HTTP/1.0\r\nX: ")
+        while not select.select([client], [], [], pause)[0]:
+            client.sendall(piece)
+        assert client.recv(1) == b""
+
+
+def test_a_client_that_says_nothing_or_trickles_is_hung_up_on(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_module, "_SECONDS", 0.2)
+    assert answered(server, b"") == b""
+    poured_until_hung_up(server, b"X", pause=0.01)
+
+
+def test_a_request_without_end_is_hung_up_on(server: HttpServer) -> None:
+    poured_until_hung_up(server, 4096 * b"y", pause=0)
+
+
+def test_connections_and_threads_are_bounded_and_free_again(
+    server: HttpServer,
+) -> None:
+    with ExitStack() as opened:
+        connect = partial(socket.create_connection, server.address, timeout=30)
+        clients = [opened.enter_context(connect()) for _ in range(http_module._CONNECTIONS + 8)]
+        while len(select.select(clients, [], [], 30)[0]) < 8:
+            pass
+        running = [t for t in threading.enumerate() if "process_request_thread" in t.name]
+        assert len(running) <= http_module._CONNECTIONS
+    while True:  # its threads notice
+        with suppress(ConnectionError, http.client.HTTPException):
+            assert ask(server, "GET", "/live")[0] == 200
+            break
+
+
+def test_a_failing_route_ends_its_connection_alone() -> None:
+    def fails() -> Answer:
+        raise RuntimeError
+
+    routes = {"/bad": fails, "/live": lambda: as_json(HTTPStatus.OK, {})}
+    with HttpServer(("127.0.0.1", 0), routes) as running:
+        assert answered(running, b"GET /bad HTTP/1.0\r\n\r\n") == b""
+        assert ask(running, "GET", "/live")[0] == 200
 
 
 def test_a_port_that_is_taken_is_said(server: HttpServer) -> None:
