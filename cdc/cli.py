@@ -1,6 +1,7 @@
 """The commands, one small function each."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Collection
 from contextlib import closing
@@ -81,7 +82,8 @@ def run(
       cdc run --until now
     """
     logs.configure(form=log_format, level=log_level)
-    Daemon(load(config), until=_position(until)).run()
+    socket = os.environ.get("NOTIFY_SOCKET")  # systemd's, of a unit of Type=notify
+    Daemon(load(config), until=_position(until), notify_socket=socket).run()
 
 
 def _position(until: str | None) -> str | None:

@@ -9,17 +9,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http import HTTPStatus
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
+from cdc.answers import Answers
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.lsn import Lsn
-from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
+from cdc.observe.http import HttpServer
 from cdc.observe.metrics import Metrics
-from cdc.observe.progress import described
 from cdc.observe.state import State
+from cdc.observe.systemd import Notifier
 from cdc.observe.watchdog import Watchdog
 from cdc.operate.beat import Beat
 from cdc.operate.budget import Budget
@@ -47,8 +47,13 @@ _EXIT_AT_ONCE: Final = 130
 class Daemon:
     """Streams from one slot into one read database until told to stop."""
 
-    def __init__(self, settings: Settings, *, until: str | None = None) -> None:
-        """Take the settings. `until` is an LSN, or "now": where to stop by itself."""
+    def __init__(
+        self, settings: Settings, *, until: str | None = None, notify_socket: str | None = None
+    ) -> None:
+        """Take the settings. `until` is an LSN, or "now": where to stop by itself.
+
+        `notify_socket` is where systemd is told how it goes.
+        """
         self._settings = settings
         self._until = until
         self._metrics = Metrics()
@@ -59,6 +64,10 @@ class Daemon:
         self._retry = Retry(self._metrics, self._stop)
         self._beat = Beat(self._metrics.heartbeats, every_seconds=settings.source.heartbeat_seconds)
         self._budget = Budget(settings.source.slot)
+        self._answers = Answers(
+            settings, self._metrics, self._session, writer=self._writer, budget=self._budget
+        )
+        self._notifier = Notifier(notify_socket)
         self._signalled_once = False
         self._served = threading.Event()
         self._error: BaseException | None = None
@@ -69,7 +78,10 @@ class Daemon:
         Raise the CdcError that will not pass by itself.
         """
         _tune_interpreter()
-        with HttpServer(self._settings.http.address, self._routes()) as http, self._signals():
+        with (
+            HttpServer(self._settings.http.address, self._answers.routes()) as http,
+            self._signals(),
+        ):
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
             for part in (self._sample, self._watch, self._serve_guarded):
@@ -108,6 +120,7 @@ class Daemon:
     def stop(self, because: str) -> None:
         """Stop taking more, and end every wait: `run` drains and returns. From any thread."""
         self._metrics.enter(State.STOPPING)
+        self._notifier.stopping()
         log.info("stopping", extra={"because": because})
         self._stop.set()
         self._session.stop()
@@ -171,6 +184,15 @@ class Daemon:
             pipeline = self._session.pipeline
             doing = () if pipeline is None else pipeline.doing()
             self._retry.judge(watchdog.look(doing, now=time.monotonic()))
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell the supervisor, and remember for the status page."""
+        metrics = self._metrics
+        state, because = metrics.state, metrics.retrying
+        words = f"{state.value}: {because}" if because else state.value
+        self._notifier.tell(words, ready=state is not State.STARTING)
+        metrics.remember(now=time.time())
 
     def _settle(self, snapshot: Snapshot) -> None:
         """Let the copies forget transactions that every later snapshot sees."""
@@ -197,43 +219,6 @@ class Daemon:
         copied = copying is not None and not copying.due
         if target is not None and checkpoint is not None and checkpoint >= target and copied:
             self.stop(f"reached {target}")
-
-    def _routes(self) -> dict[str, Any]:
-        return {
-            "/metrics": metrics_route(self._metrics.registry),
-            "/live": lambda: as_json(HTTPStatus.OK, {"live": True}),
-            "/ready": self._ready,
-            "/status": lambda: as_json(HTTPStatus.OK, self.describe()),
-        }
-
-    def _ready(self) -> Answer:
-        state = self._metrics.state
-        ready = state is State.STREAMING
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        because = self._metrics.retrying
-        return as_json(status, {"ready": ready, "state": state.value, "because": because})
-
-    def describe(self) -> dict[str, Any]:
-        """Give the status: positions, lag, what is queued, how far copies are."""
-        metrics, stream = self._metrics, self._session.stream
-        exchange, checkpoint = self._session.exchange, self._writer.checkpoint
-        return {
-            "state": metrics.state.value,
-            "because": metrics.retrying,
-            "slot": self._settings.source.slot,
-            "plugin": self._settings.source.plugin,
-            "wal_status": self._budget.wal_status,
-            "safe_wal_bytes": self._budget.safe_wal_bytes,
-            "wal_lsn": str(metrics.lag.wal_lsn),
-            "received_lsn": str(stream.received) if stream else None,
-            "checkpoint_lsn": None if checkpoint is None else str(checkpoint),
-            "acknowledged_lsn": str(stream.reported) if stream else None,
-            "lag_bytes": metrics.lag.bytes(),
-            "lag_seconds": round(metrics.lag_seconds(), 3),
-            "queued_bytes": exchange.queued_bytes if exchange else 0,
-            "transactions_applied": int(metrics.value("cdc_transactions_applied_total")),
-            "copies": [described(copy) for copy in metrics.progress.values()],
-        }
 
 
 def _tune_interpreter() -> None:

@@ -82,6 +82,7 @@ class Pipeline:
     _idle_lsn: Lsn = field(default=Lsn(0), init=False)
     _offered_lsn: Lsn = field(init=False)
     _idle_due: float = field(default=0.0, init=False)
+    _awaited: bool = field(default=False, init=False)
     _writing: bool = field(default=False, init=False)
     _rounds: int = field(default=0, init=False)
 
@@ -156,6 +157,11 @@ class Pipeline:
             self.exchange.fail()
             self.stream.wake()
 
+    def hurry(self) -> None:
+        """Store an idle position at once, for which somebody waits. From any thread."""
+        self._awaited = True
+        self.stream.wake()
+
     # The stream thread.
 
     def _receive(self) -> None:
@@ -212,8 +218,8 @@ class Pipeline:
 
     def _offer_idle_position(self) -> None:
         """Let writes to other tables move the checkpoint too, once a second."""
-        if self.reader.emitted:
-            self.reader.emitted = False
+        if self.reader.emitted or self._awaited:
+            self.reader.emitted = self._awaited = False
             self._idle_due = 0.0  # somebody waits for this position
         if not self._until_idle_position() and self.reader.between_transactions:
             self._offer(self._idle_lsn)

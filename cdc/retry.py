@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -50,6 +51,9 @@ class Retry:
         target = "read" if isinstance(error, ReadError) else "source"
         self._metrics.retries.labels(target, _reason(error)).inc()
         standing_by = isinstance(error, _STANDING_BY)
+        if not standing_by:
+            hint = error.hint if isinstance(error, CdcError) else None
+            self._metrics.history.failed(str(error), hint, now=time.time())
         self.enter(State.STANDBY if standing_by else State.RETRYING, because=str(error))
 
     def enter(self, state: State, *, because: str | None = None, **fields: str) -> None:

@@ -20,9 +20,16 @@ _SECONDS: Final = 10.0  # for a request to arrive, and again for its answer to b
 _HEAD_BYTES: Final = 16 * 1024
 _CONNECTIONS: Final = 32
 _ALLOWED: Final = ("GET", "HEAD")
+# The page brings all it needs, and asks only us.
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'"
+)
 _POLL_SECONDS: Final = 0.05  # how soon a stop is noticed
 
 Answer = tuple[HTTPStatus, str, bytes]
+Route = Callable[[str], Answer]
+"""Answers a query: what follows the `?`."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -31,7 +38,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 2 * _CONNECTIONS
-    routes: dict[str, Callable[[], Answer]]
+    routes: dict[str, Route]
 
     def __init__(self, *arguments: Any) -> None:
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
@@ -108,8 +115,9 @@ class _Request(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        route = self.server.routes.get(self.path.partition("?")[0], _not_found)
-        self._send(route(), body=body)
+        path, _, query = self.path.partition("?")
+        route = self.server.routes.get(path, _not_found)
+        self._send(route(query), body=body)
 
     def _send(self, answer: Answer, *, body: bool) -> None:
         status, content_type, content = answer
@@ -120,6 +128,7 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", _POLICY)
         self.end_headers()
         if body:
             self.wfile.write(content)
@@ -128,8 +137,13 @@ class _Request(BaseHTTPRequestHandler):
         """Say nothing: scrapes are no news."""
 
 
-def _not_found() -> Answer:
-    return HTTPStatus.NOT_FOUND, _TEXT, b"not found\n"
+def _not_found(_: str) -> Answer:
+    return as_text(HTTPStatus.NOT_FOUND, "not found\n")
+
+
+def as_text(status: HTTPStatus, content: str) -> Answer:
+    """Make an answer of plain text."""
+    return status, _TEXT, content.encode()
 
 
 def as_json(status: HTTPStatus, content: dict[str, Any]) -> Answer:
@@ -140,7 +154,7 @@ def as_json(status: HTTPStatus, content: dict[str, Any]) -> Answer:
 class HttpServer:
     """Serve the routes in threads of its own. A context manager."""
 
-    def __init__(self, address: tuple[str, int], routes: dict[str, Callable[[], Answer]]) -> None:
+    def __init__(self, address: tuple[str, int], routes: dict[str, Route]) -> None:
         """Bind the address; raise PortTaken."""
         host, port = address
         try:
@@ -174,6 +188,6 @@ class HttpServer:
         self._thread.join()
 
 
-def metrics_route(registry: CollectorRegistry) -> Callable[[], Answer]:
-    """Make the route that Prometheus scrapes."""
-    return lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
+def metrics_answer(registry: CollectorRegistry) -> Answer:
+    """Make what Prometheus scrapes."""
+    return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry)

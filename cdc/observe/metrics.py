@@ -25,6 +25,7 @@ from cdc.copy_state import Copy, Unit
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.observe.heartbeats import Heartbeats
+from cdc.observe.history import History
 from cdc.observe.lag import Lag
 from cdc.observe.progress import ratios
 from cdc.observe.state import State
@@ -53,6 +54,9 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.lag = Lag()
         self.heartbeats = Heartbeats()
+        self.history = History()
+        self.since = time.time()
+        self._counted = 0
         self.state = State.STARTING
         self.retrying: str | None = None
         self.progress: dict[Unit, Copy] = {}
@@ -163,6 +167,8 @@ class Metrics(Collector):
             return found
 
     def _enter(self, state: State, because: str | None) -> None:
+        if state is not self.state:
+            self.since = time.time()
         self.state = state
         self.retrying = because
         for other in State:
@@ -236,12 +242,30 @@ class Metrics(Collector):
         """Hand what was counted cheaply to the counters; called before they are collected."""
         with self._lock:
             received, self._received = self._received, Counts()
+            self._counted += received.total()
             operations, self._operations = self._operations, Counts()
         for (table, kind), count in received.items():
             self.changes_received.labels(str(table), kind.__name__.lower()).inc(count)
         for (projector, operation), count in operations.items():
             self.operations_applied.labels(projector, operation.__name__.lower()).inc(count)
         return iter(())
+
+    def operations(self) -> dict[str, int]:
+        """Give how many operations have been applied so far, by projector."""
+        deque(self.collect())
+        found: Counts[str] = Counts()
+        for family in self.operations_applied.collect():
+            for sample in family.samples:
+                found[sample.labels["projector"]] += int(sample.value)
+        return found
+
+    def remember(self, *, now: float) -> None:
+        """Take a sample for the history, if the last one is a second old."""
+        if self.history.due(now):
+            operations = self.operations()
+            self.history.take(
+                now, lag_seconds=self.lag_seconds(), changes=self._counted, operations=operations
+            )
 
     def value(self, name: str, **labels: str) -> Any:
         """Read a series, for the status."""

@@ -30,11 +30,12 @@ class Budget:
         self._slot = slot
         self.wal_status: str | None = None
         self.safe_wal_bytes: int | None = None
+        self.retained_wal_bytes: int | None = None
 
     def look(self, found: Sample) -> None:
         """Take what was seen."""
         before, self.wal_status = self.wal_status, found.wal_status
-        self.safe_wal_bytes = found.safe_wal_size
+        self.safe_wal_bytes, self.retained_wal_bytes = found.safe_wal_size, found.retained
         if found.wal_status == "unreserved" != before:
             because = threat(found.wal_status)
             log.warning("slot in danger", extra={"slot": self._slot, "because": because})

@@ -20,10 +20,10 @@ select plugin, database, active, active_pid, wal_status,
 from pg_replication_slots where slot_name = %s
 """
 
-<<<<<<< HEAD
 # A walsender that waits says for what; rights on pg_stat_replication are not needed for this.
 _SAMPLE: Final = """
 select pg_current_wal_lsn() - '0/0'::pg_lsn as wal, s.wal_status, s.safe_wal_size,
+       (pg_current_wal_lsn() - s.restart_lsn)::bigint as retained,
        coalesce(a.state = 'active' and coalesce(a.wait_event_type = 'IO', true), false) as decoding
 from (select) one
 left join pg_replication_slots s on s.slot_name = %s
@@ -38,7 +38,6 @@ select pg_logical_emit_message(true, 'cdc', 'heartbeat') - '0/0'::pg_lsn,
 """
 MAY_EMIT: Final = "grant execute on function pg_logical_emit_message(boolean, text, text) to ..."
 
-=======
 _END_READER: Final = """
 select a.pid, pg_terminate_backend(a.pid)
 from pg_replication_slots s join pg_stat_activity a on a.pid = s.active_pid
@@ -46,7 +45,6 @@ where s.slot_name = %s and pg_has_role(a.usesysid, 'usage')
   and a.application_name = current_setting('application_name')
 """
 
->>>>>>> rights
 _PEEK: Final = sql.SQL(
     "select from pg_logical_slot_peek_changes('cdc_check', null, 1, 'format-version', '2', {})"
 )
@@ -132,7 +130,6 @@ def drop_slot(connection: Connection, slot: str) -> None:
         connection.execute("select pg_drop_replication_slot(%s)", [slot])
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True)
 class Sample:
     """How the write database stands: the end of its WAL, and what it says of the slot.
@@ -143,6 +140,7 @@ class Sample:
     wal: int
     wal_status: str | None
     safe_wal_size: int | None
+    retained: int | None
     decoding: bool
 
 
@@ -152,7 +150,8 @@ def sample(connection: Connection, slot: str) -> Sample:
         found = cursor.execute(_SAMPLE, [slot]).fetchone()
     assert found is not None  # noqa: S101  one row, joined from the left
     return found
-=======
+
+
 def end_reader(connection: Connection, slot: str) -> int | None:
     """End the session that streams from the slot, if it is a daemon like us; give its process.
 
@@ -161,7 +160,6 @@ def end_reader(connection: Connection, slot: str) -> int | None:
     with translated():
         row = connection.execute(_END_READER, [slot]).fetchone()
     return row[0] if row else None
->>>>>>> rights
 
 
 def current_lsn(connection: Connection) -> Lsn:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import kubernetes_validate
 import pytest
 import yaml
+
+from cdc.errors import ConfigurationError, SchemaChanged, StartRefused
+from tests.conftest import require
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -172,7 +177,7 @@ def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
 def test_no_password_stands_outside_compose() -> None:
     files = [path for path in (ROOT / "config").rglob("*") if path.is_file()]
     in_url = re.compile(r"://[^\s:/@]+:[^\s@]+@")
-    assigned = re.compile(r"(?im)^\s*(?!#)\S*(?:password|secret|token)\S*\s*[:=]\s*\S")
+    assigned = re.compile(r"(?im)^\s*(?!#)\S*(?:password|secret|token)\S*\s*[:=]\s*(?!false\b)\S")
     for path in [*files, *DOCKERFILES, ROOT / "Makefile", *SCRIPTS]:
         text = path.read_text()
         assert not in_url.search(text), path
@@ -198,3 +203,50 @@ def test_a_script_is_executable_and_parses(script: Path) -> None:
 def test_the_default_configuration_listens_on_loopback() -> None:
     settings = tomllib.loads((ROOT / "config/cdc.toml").read_text())
     assert settings["http"]["listen"].startswith("127.0.0.1:")
+
+
+UNIT = ROOT / "config/systemd/cdc.service"
+MANIFESTS = ROOT / "config/kubernetes/cdc.yaml"
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    require(analyze, "systemd-analyze")
+    # It also looks for the program, which is installed where the unit is.
+    unit = tmp_path / "cdc.service"
+    unit.write_text(UNIT.read_text().replace("/opt/cdc/bin/cdc", sys.executable))
+    done = subprocess.run(
+        [str(analyze), "verify", "--recursive-errors=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_is_not_restarted_for_what_no_restart_mends() -> None:
+    (codes,) = re.findall(r"^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
+    listed = set(map(int, codes.split()))
+    refused = {kind.exit_code for kind in StartRefused.__subclasses__()}
+    assert refused | {ConfigurationError.exit_code, SchemaChanged.exit_code} == listed
+
+
+def test_the_manifests_follow_the_schemas_of_kubernetes() -> None:
+    kinds = []
+    for manifest in yaml.safe_load_all(MANIFESTS.read_text()):
+        kinds.append(manifest["kind"])
+        if manifest["kind"] == "PodMonitor":  # of the Prometheus Operator, which has its own
+            assert manifest["spec"].keys() == {"selector", "podMetricsEndpoints"}
+        else:
+            kubernetes_validate.validate(manifest, "1.31", strict=True)
+    assert kinds == ["Deployment", "PodDisruptionBudget", "PodMonitor"]
+
+
+def test_the_manifests_are_of_the_port_and_the_user_of_the_image(daemon_port: int) -> None:
+    deployment, _, monitor = yaml.safe_load_all(MANIFESTS.read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == daemon_port
+    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
+    assert str(pod["securityContext"]["runAsUser"]) in arguments_of(ROOT / "Dockerfile", "USER")

@@ -145,7 +145,7 @@ def test_configuring_twice_says_things_once(
 
 @pytest.fixture
 def server() -> Iterator[HttpServer]:
-    routes = {"/live": lambda: as_json(HTTPStatus.OK, {"live": True})}
+    routes = {"/live": lambda _: as_json(HTTPStatus.OK, {"live": True})}
     with HttpServer(("127.0.0.1", 0), routes) as running:
         yield running
 
@@ -235,10 +235,10 @@ def test_connections_and_threads_are_bounded_and_free_again(
 
 
 def test_a_failing_route_ends_its_connection_alone() -> None:
-    def fails() -> Answer:
+    def fails(_: str) -> Answer:
         raise RuntimeError
 
-    routes = {"/bad": fails, "/live": lambda: as_json(HTTPStatus.OK, {})}
+    routes = {"/bad": fails, "/live": lambda _: as_json(HTTPStatus.OK, {})}
     with HttpServer(("127.0.0.1", 0), routes) as running:
         assert answered(running, b"GET /bad HTTP/1.0\r\n\r\n") == b""
         assert ask(running, "GET", "/live")[0] == 200
