@@ -261,5 +261,5 @@ def test_ipv6_is_served() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with HttpServer(("::1", 0), {"/": lambda: as_json(HTTPStatus.OK, {})}) as running:
+    with HttpServer(("::1", 0), {"/": lambda _: as_json(HTTPStatus.OK, {})}) as running:
         assert ask(running, "GET", "/")[0] == 200

@@ -123,7 +123,7 @@ def test_a_heartbeat_may_be_back_before_it_is_noted():
 def test_a_slot_in_danger_is_said_once_and_so_is_its_end(said):
     budget = Budget("cdc")
     for status in ("reserved", "extended", "unreserved", "unreserved", "extended", "lost"):
-        budget.look(Sample(wal=1, wal_status=status, safe_wal_size=7, decoding=False))
+        budget.look(Sample(wal=1, wal_status=status, safe_wal_size=7, retained=9, decoding=False))
     assert [record.getMessage() for record in said.records] == [
         "slot in danger",
         "slot out of danger",
