@@ -126,6 +126,7 @@ def test_every_series_is_there_from_the_start_and_counts_what_happened(ready):
     assert states == {
         "starting": 0,
         "streaming": 1,
+        "stuck": 0,
         "standby": 0,
         "retrying": 0,
         "stopping": 0,
