@@ -1,7 +1,9 @@
 """TLS to both databases, with certificates of an authority of our own."""
 
 import ipaddress
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from cdc.servers import Server, process
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine
 from cdc.source.connection import connect, connect_replication
-from tests.conftest import FAST, Configuration, Database, RunningDaemon, installation
+from tests.conftest import FAST, Configuration, Database, RunningDaemon, installation, require
+from tests.mariadb import MariaDB, find
 
 Start = Callable[..., RunningDaemon]
 
@@ -159,3 +162,26 @@ def test_a_server_that_cannot_be_verified_is_refused_with_the_remedy(
         connect_read(create_engine(verified_url(database, file, host)))
     assert FAULTS[fault] in str(refused_there.value.hint)
     assert "read.url" in str(refused_there.value.hint)
+
+
+@pytest.fixture
+def mariadb(authority: Authority) -> Iterator[MariaDB]:
+    require(find(), "a MariaDB server")
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = Path(folder, "server.crt"), Path(folder, "server.key")
+        authority.issue(certificate, key)
+        process.own(Path(folder), process.server_account())
+        with MariaDB({"ssl_cert": certificate, "ssl_key": key}) as server:
+            yield server
+
+
+def test_mariadb_is_verified_too(mariadb: MariaDB, authority: Authority, tmp_path: Path) -> None:
+    name = mariadb.create_database()
+    mariadb.query("alter user cdc@'%' require ssl")
+    url = f"{mariadb.url(name, 'cdc')}?ssl_ca="
+    with closing(connect_read(create_engine(f"{url}{authority.file}"))) as connection:
+        status = connection.exec_driver_sql("show status like 'ssl_cipher'").one()
+        assert status[1]
+    with pytest.raises(ReadRefused, match="CERTIFICATE_VERIFY_FAILED") as refused:
+        connect_read(create_engine(f"{url}{Authority(tmp_path / 'other.pem').file}"))
+    assert "ssl_ca" in str(refused.value.hint)
