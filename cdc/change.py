@@ -131,10 +131,17 @@ def _unknown_column(relation: Relation, name: str) -> UnknownColumn:
 # strings and a long-lived relation, no cycles), and rows are wrapped only when looked at.
 
 
-class Inserted(Struct, frozen=True, gc=False):
+class _OfRelation(Struct, frozen=True, gc=False):
+    relation: Relation
+
+    def __repr__(self) -> str:
+        """Name the table; values of rows are shown nowhere."""
+        return f"<{type(self).__name__} {self.relation.name}>"
+
+
+class Inserted(_OfRelation, frozen=True, gc=False):
     """A row came into being. `copied` tells a row that existed before streaming began."""
 
-    relation: Relation
     values: tuple[Text, ...]
     copied: bool = False
 
@@ -147,14 +154,13 @@ class Inserted(Struct, frozen=True, gc=False):
         return Row(self.relation.key_part, self.relation.key_of(self.values))
 
 
-class Updated(Struct, frozen=True, gc=False):
+class Updated(_OfRelation, frozen=True, gc=False):
     """A row changed.
 
     `old_key_values` is set where the key itself changed; `old_values` is the whole row before,
     where the table has REPLICA IDENTITY FULL; `partial` tells that a value is UNCHANGED.
     """
 
-    relation: Relation
     values: tuple[Text, ...]
     old_key_values: tuple[Text, ...] | None = None
     old_values: tuple[Text, ...] | None = None
@@ -182,10 +188,9 @@ class Updated(Struct, frozen=True, gc=False):
         return None if self.old_values is None else Row(self.relation, self.old_values)
 
 
-class Deleted(Struct, frozen=True, gc=False):
+class Deleted(_OfRelation, frozen=True, gc=False):
     """A row is gone. `old_values` is the whole row, with REPLICA IDENTITY FULL."""
 
-    relation: Relation
     key_values: tuple[Text, ...]
     old_values: tuple[Text, ...] | None = None
 
@@ -199,10 +204,8 @@ class Deleted(Struct, frozen=True, gc=False):
         return None if self.old_values is None else Row(self.relation, self.old_values)
 
 
-class Truncated(Struct, frozen=True, gc=False):
+class Truncated(_OfRelation, frozen=True, gc=False):
     """All rows of the table are gone."""
-
-    relation: Relation
 
 
 Change = Inserted | Updated | Deleted | Truncated

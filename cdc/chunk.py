@@ -43,6 +43,9 @@ class Chunk(Struct, eq=False):
     part: bool = False
     partitions: str | None = None
 
+    def __repr__(self) -> str:
+        return f"<Chunk of {self.relation.name}: {self.count} rows>"
+
     @property
     def size(self) -> int:
         """About what it takes in memory, in bytes."""

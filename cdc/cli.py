@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import asdict
@@ -347,6 +348,9 @@ def main() -> None:
     except CdcError as error:
         report(error)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001  a fault of ours, told as far as it may be
+        _report_fault(error)
+        sys.exit(1)
 
 
 def report(error: CdcError) -> None:
@@ -355,3 +359,18 @@ def report(error: CdcError) -> None:
     console.print(f"[bold red]error:[/] {escape(printable(str(error)))}")
     if error.hint:
         console.print(f"[bold]hint:[/]  {escape(printable(error.hint))}")
+
+
+def _report_fault(error: Exception) -> None:
+    """Print where an error came from that nobody foresaw, without its message.
+
+    That may hold values of rows.
+    """
+    sys.stderr.writelines(traceback.format_tb(error.__traceback__))
+    report(
+        CdcError(
+            f"{type(error).__name__}: this is a fault of cdc itself; its message is left out, for "
+            "it may hold values of rows",
+            hint="report it with the lines above. Nothing is lost: start again",
+        )
+    )

@@ -61,6 +61,9 @@ class Bulk(Struct):
     in_order: InOrder
     size: int
 
+    def __repr__(self) -> str:
+        return f"<Bulk of {len(self.transactions)} transactions>"
+
     @property
     def end_lsn(self) -> Lsn | None:
         """Where the last transaction ends; None where it goes on."""

@@ -28,6 +28,11 @@ _REFUSALS: Final = (
     (r'database ".*" does not exist', "create the database, or correct its name in {where}"),
     (r"must be superuser or replication role", "alter role ... replication"),
     (r"permission denied to start WAL sender", "alter role ... replication"),
+    (r"certificate verify failed", "let sslrootcert in {where} name the server's CA"),
+    (r"certificate for .* does not match host name", "correct the host in {where}"),
+    (r"root certificate file .* does not exist", "correct sslrootcert in {where}"),
+    (r"could not read root certificate file", "correct sslrootcert in {where}"),
+    (r"server does not support SSL", "let the server use TLS: ssl = on"),
     (r"permission denied for database", "grant connect on database ... to the role"),
 )
 

@@ -22,7 +22,7 @@ from cdc.rows import Bulk, InOrder, Rows
 Write = Upsert | Update
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Effects:
     """What a segment does to one read table, in this order.
 
@@ -219,7 +219,7 @@ class NetEffect:
         return effects
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Batch:
     """Transactions to apply in one read-database commit, and their net effect.
 

@@ -30,6 +30,9 @@ class Expected(NamedTuple):
     exists: bool
     text: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"<Expected of {self.shape.table.name}>"
+
 
 class Range(NamedTuple):
     """The rows of a read table with keys after `after` up to `last`.
@@ -63,7 +66,7 @@ class Walk:
         self.lost = False
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Check:
     """A step of a verification, to be compared with the read tables at its point of the stream.
 
@@ -100,7 +103,7 @@ class Check:
         self.ledger.release(fruitless=not self.results)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Probe:
     """Source rows as a snapshot saw them, for a check at a point of the stream past `watermark`.
 

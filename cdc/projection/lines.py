@@ -37,8 +37,11 @@ class Replaced(NamedTuple):
     after: tuple[str, ...] | None
     last: tuple[str, ...] | None
 
+    def __repr__(self) -> str:
+        return f"<Replaced of {self.plan.shape.table.name}>"
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class Lines:
     """Encoded rows by key, and rows to append.
 
@@ -144,6 +147,9 @@ class NetRows(NamedTuple):
     written: dict[Key, bytes]
     deleted: list[Key]
     begun: set[Key] | None
+
+    def __repr__(self) -> str:
+        return f"<NetRows: {len(self.written)} written, {len(self.deleted)} deleted>"
 
 
 def net_rows(rows: Rows, plan: BulkPlan) -> NetRows:

@@ -69,6 +69,8 @@ _HINTS: Final = {
     1227: "grant the user in read.url what the message names",
     1665: "set binlog_format to ROW or MIXED on the read database",
 }
+_UNVERIFIED: Final = "CERTIFICATE_VERIFY_FAILED"
+_VERIFY: Final = "let ssl_ca in read.url name the server's CA, and the host be the certificate's"
 NOT_UNIQUE: Final = frozenset({1022, 1062, 1169, 1586})
 
 # Of the messages that blame rows only names are told. Each pattern is held to the end of the
@@ -133,10 +135,12 @@ def read_error(error: Exception) -> CdcError:
     if number in _BLAMES_ROWS:
         return RowsRefused(f"{_blamed(error)} (error {number})")
     message = f"read database: {_one_line(error)} (error {number})"
+    # The number of a certificate that does not verify is that of any failure to connect.
+    remedy = _VERIFY if _UNVERIFIED in message else _REFUSED.get(number)
+    if remedy is not None:
+        return ReadRefused(message, hint=remedy)
     if number in _PASSING or number == 0:
         return ReadUnavailable(message)
-    if number in _REFUSED:
-        return ReadRefused(message, hint=_REFUSED[number])
     return ReadError(message, hint=_HINTS.get(number))
 
 

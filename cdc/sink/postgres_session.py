@@ -55,6 +55,7 @@ def create_engine(url: sa.URL) -> sa.Engine:
         parsed,
         poolclass=sa.pool.NullPool,
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
+        hide_parameters=True,
         connect_args={
             "connect_timeout": _CONNECT_SECONDS,
             "client_encoding": "UTF8",

@@ -34,11 +34,17 @@ class _Column(msgspec.Struct, gc=False):
     typeoid: int
     value: Any = None
 
+    def __repr__(self) -> str:
+        return f"<value of {self.name}>"
+
 
 class _RawColumn(msgspec.Struct, gc=False):
     name: str
     typeoid: int
     value: msgspec.Raw = msgspec.Raw(b"null")
+
+    def __repr__(self) -> str:
+        return f"<value of {self.name}>"
 
 
 class _Line(msgspec.Struct, gc=False):
