@@ -13,21 +13,25 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
+from cdc.lookout import Lookout
 from cdc.observe.http import Answer, HttpServer, as_json, metrics_route
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import described
 from cdc.observe.state import State
 from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
-from cdc.session import Interrupted, Session
+from cdc.session import Databases, Interrupted, Session
 from cdc.settings import Settings
-from cdc.sink.engine import create_engine
+from cdc.sink.engine import watched
 from cdc.sink.writer import Writer
 from cdc.snapshot import Snapshot
 from cdc.source import slot
-from cdc.source.connection import Connection, connect
+from cdc.source.connection import Connection
+from cdc.source.opener import Opener
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +51,24 @@ class Daemon:
         self._settings = settings
         self._until = until
         self._metrics = Metrics()
-        engine = create_engine(settings.read.url.get_secret_value())
-        self._writer = Writer(engine, settings.source.slot)
-        self._session = Session(settings, self._writer, self._metrics, until=until)
+        self._lookout = Lookout()
+        self._opener = Opener(
+            settings.source.dsn.get_secret_value(),
+            self._lookout,
+            seconds=settings.source.silence_seconds,
+        )
+        self._writer = Writer(self._engine(), settings.source.slot)
+        databases = Databases(self._opener, self._writer, self._engine(reading=True))
+        self._session = Session(settings, databases, self._metrics, until=until)
         self._stop = threading.Event()
         self._retry = Retry(self._metrics, self._stop)
         self._signalled_once = False
         self._served = threading.Event()
         self._error: BaseException | None = None
+
+    def _engine(self, *, reading: bool = False) -> sa.Engine:
+        url, seconds = self._settings.read.url, self._settings.read.silence_seconds
+        return watched(url.get_secret_value(), self._lookout, reading=reading, seconds=seconds)
 
     def run(self) -> None:
         """Serve until a signal, or until the position asked for is reached.
@@ -65,7 +79,7 @@ class Daemon:
         with HttpServer(self._settings.http.address, self._routes()) as http, self._signals():
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
-            for part in (self._sample, self._serve_guarded):
+            for part in (self._sample, self._serve_guarded, self._keep_lookout):
                 threading.Thread(target=part, name=part.__name__.strip("_"), daemon=True).start()
             self._wait_for_the_end()
         log.info("stopped", extra={"checkpoint": str(self._writer.checkpoint)})
@@ -78,6 +92,9 @@ class Daemon:
                 break
         if self._error is not None:
             raise self._error
+
+    def _keep_lookout(self) -> None:
+        self._lookout.run(self._served)
 
     def _serve_guarded(self) -> None:
         try:
@@ -103,6 +120,7 @@ class Daemon:
         self._metrics.enter(State.STOPPING)
         log.info("stopping", extra={"because": because})
         self._stop.set()
+        self._lookout.hurry()
         self._session.stop()
 
     # Signals.
@@ -130,12 +148,11 @@ class Daemon:
 
     def _sample(self) -> None:
         """Sample the write database's WAL position, for the lag; and stop at the target."""
-        dsn = self._settings.source.dsn.get_secret_value()
         connection: Connection | None = None
         while not self._stop.wait(_TARGET_SECONDS if self._until else _SAMPLE_SECONDS):
             self._stop_at_target()
             try:
-                connection = connection or connect(dsn)
+                connection = connection or self._opener.connect()
                 self._metrics.lag.sampled(slot.current_lsn(connection), now=time.time())
                 self._settle(slot.current_snapshot(connection))
                 self._refuse_replaced_tables(connection)

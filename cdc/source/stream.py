@@ -27,6 +27,7 @@ _BYTES_AT_ONCE: Final = 1024**2
 _BUFFER_BYTES: Final = 256 * 1024
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
+_SILENCE_SECONDS: Final = 30.0
 _WARNED_OF: Final = re.compile(r'table "(.*)"\."(.*)"$', re.DOTALL)
 _PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
 
@@ -63,6 +64,8 @@ class Stream:
         self._acknowledged = Lsn(0)
         self._reported = Lsn(0)
         self._sent_at = 0.0
+        self._heard_at = 0.0
+        self._ask_seconds = _LONGEST_FEEDBACK_SECONDS
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._ending = False
         self._plugin_warnings: list[str] = []
@@ -81,8 +84,12 @@ class Stream:
         """How far the server has been told it may forget."""
         return self._reported
 
-    def start(self, lsn: Lsn) -> None:
-        """Start streaming at a position; raise a SourceError."""
+    def start(self, lsn: Lsn, *, silence_seconds: float = _SILENCE_SECONDS) -> None:
+        """Start streaming at a position; raise a SourceError.
+
+        A server that has been silent for a third of `silence_seconds` is asked for an answer.
+        """
+        self._ask_seconds = min(self._ask_seconds, silence_seconds / 3)
         with translated():
             self._feedback_seconds = self._feedback_interval()
             self._connection.execute(f"select repeat(' ', {_BUFFER_BYTES})")
@@ -104,7 +111,8 @@ class Stream:
         query = "select setting::int from pg_settings where name = 'wal_sender_timeout'"
         row = self._connection.execute(query).fetchone()
         timeout = (row[0] if row else 0) / 1000
-        return min(timeout / 3 if timeout else _LONGEST_FEEDBACK_SECONDS, _LONGEST_FEEDBACK_SECONDS)
+        longest = min(_LONGEST_FEEDBACK_SECONDS, self._ask_seconds)
+        return min(timeout / 3, longest) if timeout else longest
 
     def _start_statement(self, lsn: Lsn, optional: Mapping[str, str]) -> sql.Composed:
         options = sql.SQL(", ").join(
@@ -173,6 +181,7 @@ class Stream:
         return bool(readable)
 
     def _note(self, position: Lsn) -> None:
+        self._heard_at = time.monotonic()
         self._received = max(self._received, position)
 
     def _refuse_warnings(self) -> None:
@@ -236,8 +245,9 @@ class Stream:
 
     def _send_status(self, flushed: Lsn) -> None:
         written = max(self._received, flushed)
+        ask = time.monotonic() - self._heard_at >= self._ask_seconds
         with translated():
-            self._pgconn.put_copy_data(status(written=written, flushed=flushed))
+            self._pgconn.put_copy_data(status(written=written, flushed=flushed, ask=ask))
             self._flush()
         self._sent_at = time.monotonic()
         self._reported = max(self._reported, flushed)
