@@ -111,7 +111,7 @@ class Proxy:
         self._fault: Fault | None = None
         self._lock = threading.Lock()
         self.accepted = 0
-        self.longest_silence = 0.0  # of a server that went on to say something
+        self.longest_silence = 0.0  # of a stream that went on
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -216,7 +216,7 @@ class Proxy:
     def _note(self, pair: _Pair, passage: Passage) -> None:
         if passage.direction == "to server":
             pair.sent = (pair.sent + passage.data)[:_REMEMBERED]
-        else:
+        elif b"START_REPLICATION" in pair.sent:
             now = time.monotonic()
             self.longest_silence = max(self.longest_silence, now - pair.heard_at)
             pair.heard_at = now

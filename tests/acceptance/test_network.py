@@ -1,5 +1,6 @@
 """Whatever the network does between the daemon and a database, each transaction takes effect once."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
@@ -112,7 +113,7 @@ STREAMING: list[tuple[str, When]] = [
 @pytest.mark.parametrize(
     ("stages", "kinds"),
     [
-        (CONNECTING, ["reset", "end", "half", "stall"]),
+        (CONNECTING, ["reset", "half", "stall"]),
         (STREAMING, ["reset", "end", "half", "stall", "delay", "trickle"]),
     ],
     ids=["connecting", "streaming"],
@@ -144,65 +145,64 @@ def test_a_commit_whose_answer_was_lost_is_found_out(network):
     assert process.poll() is None
 
 
-def test_a_read_database_that_accepts_and_never_answers_holds_up_neither_for_ever(network):
-    """Nor the daemon, which goes on once it answers, nor its end."""
+def test_a_database_that_accepts_and_never_answers_is_noticed_and_holds_up_no_end(network):
     pipeline = network.pipeline
-    first = network.start()
+    process = network.start()
     pipeline.caught_up()
-    network.read.stall_all()
-    change(pipeline, 1)
-    until(lambda: "no answer" in pipeline.log(first), what="the silence is noticed")
-    until(lambda: "retrying" in pipeline.log(first), what="it tries again")
-    network.read.heal()
-    pipeline.caught_up()
-    assert network.equal()
+    for number, side in enumerate(["read", "write"]):
+        proxy = network.proxy(side)
+        proxy.stall_all()
+        change(pipeline, number)
+        until(lambda: gave_up(pipeline, process, side), what="the silence is noticed")  # noqa: B023
+        proxy.heal()
+        pipeline.caught_up()
+        assert network.equal()
     network.read.stall_all()
     change(pipeline, 2)
-    first.terminate()
-    assert first.wait(SECONDS) == 0
-    second = network.start()  # before it has ever streamed
-    until(lambda: "listening" in pipeline.log(second), what="it begins")
-    second.terminate()
-    assert second.wait(SECONDS) == 0
+    process.terminate()
+    assert process.wait(SECONDS) == 0
+    process = network.start()  # it never gets as far as streaming
+    pipeline.url(process)
+    process.terminate()
+    assert process.wait(SECONDS) == 0
     network.read.heal()
     network.start()
     pipeline.caught_up()
     assert network.equal()
 
 
-def test_a_write_database_that_stops_answering_is_noticed(network):
-    pipeline = network.pipeline
-    process = network.start()
-    pipeline.caught_up()
-    network.write.stall_all()
-    change(pipeline, 1)
-    until(lambda: "no answer" in pipeline.log(process), what="the silence is noticed")
-    until(lambda: "retrying" in pipeline.log(process), what="it tries again")
-    network.write.heal()
-    pipeline.caught_up()
-    assert network.equal()
-    network.write.stall_all()
-    process.terminate()
-    assert process.wait(SECONDS) == 0
+def gave_up(pipeline: Pipeline, process: subprocess.Popen[str], side: str) -> bool:
+    """Tell whether a connection was given up because nothing was answered."""
+    known_as = {"read": "from=read", "write": "from=source"}[side]
+    return any("no answer" in line and known_as in line for line in lines_of(pipeline, process))
+
+
+def lines_of(pipeline: Pipeline, process: subprocess.Popen[str]) -> list[str]:
+    return pipeline.log(process).splitlines()
 
 
 def test_a_server_that_is_at_work_for_long_is_left_in_peace(network):
     """While it decodes a large transaction of which nothing is sent, and while it waits for a lock.
 
-    The first is silent: neither plugin of Postgres 15 lets the server say anything meanwhile.
+    wal2json 2.5 lets the server say nothing meanwhile: no keepalive, and no answer to a question.
     """
     pipeline = network.pipeline
     pipeline.source("create table other (id int, v text)")
     process = network.start()
     pipeline.caught_up()
     network.write.longest_silence = 0.0
-    pipeline.source("insert into other select g, 'text' from generate_series(1, 1500000) g")
-    change(pipeline, 1)
-    pipeline.caught_up()
-    print(f"the longest silence was {network.write.longest_silence:.1f} s")
+    for doublings in range(6):
+        rows = 500_000 * 2**doublings
+        pipeline.source(f"insert into other select g, 'text' from generate_series(1, {rows}) g")
+        change(pipeline, doublings)
+        pipeline.caught_up()
+        if network.write.longest_silence > 1.5:
+            break
+    if pipeline.plugin == "wal2json":
+        assert network.write.longest_silence > 1.5
     with psycopg.connect(pipeline.read.dsn(pipeline.name)) as reader:
         reader.execute("lock table t in access exclusive mode")
-        change(pipeline, 2)
+        change(pipeline, 10)
         until(lambda: waited(pipeline) > 3.0, what="the write waits for the lock")
     pipeline.caught_up()
     assert network.equal()
@@ -220,18 +220,16 @@ def waited(pipeline: Pipeline) -> float:
 
 def test_a_copy_goes_on_whatever_breaks_while_chunks_are_read_and_written(network):
     pipeline = network.pipeline
-    pipeline.source("insert into t select g, 0 from generate_series(1000, 20000) g")
+    pipeline.source("insert into t select g, 0 from generate_series(1000, 40000) g")
     pipeline.source("insert into audit select g, 0 from generate_series(1, 2000) g")
-    kinds = ["reset", "end", "half", "stall"]
-    faults = [("write", kind) for kind in kinds] + [("read", kind) for kind in kinds]
-    process = network.start(CDC_COPY__CHUNK_BYTES="16384")
-    for number, (side, kind) in enumerate(faults):
-        said = says(b"copy (") if side == "write" else says(b"cdc_copy", of=LOCK)
-        fault = network.proxy(side).inject(Fault(kind, said))
-        until(lambda: pipeline.checkpoint() and pipeline.copied() or fault.done.is_set(), what=kind)
-        if not fault.done.is_set():
-            assert pipeline.cdc("copy", "--help").returncode == 0
+    kinds = ["reset", "half", "stall"]
+    read, written = ("write", says(b"copy (")), ("read", says(b"COMMIT", of=LOCK))
+    process = network.start(CDC_COPY__CHUNK_BYTES="16384", CDC_COPY__MAX_ROWS_PER_SECOND="5000")
+    for number, ((side, said), kind) in enumerate(product([read, written], kinds)):
+        network.proxy(side).inject(Fault(kind, said)).wait()
         change(pipeline, number)
+    network.write.heal()
+    network.read.heal()
     pipeline.caught_up()
     assert network.equal()
     assert process.poll() is None
