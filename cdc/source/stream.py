@@ -3,6 +3,7 @@
 One connection serves one START_REPLICATION: a second one on it ends at once, without an error.
 """
 
+import logging
 import os
 import re
 import select
@@ -22,6 +23,8 @@ from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
 from cdc.source.frame import IS_DATA, Frame, Keepalive, keepalive, position, status
 
+log = logging.getLogger(__name__)
+
 _BYTES_AT_ONCE: Final = 1024**2
 # libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
 _BUFFER_BYTES: Final = 256 * 1024
@@ -29,7 +32,9 @@ _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
 _SILENCE_SECONDS: Final = 30.0
 _WARNED_OF: Final = re.compile(r'table "(.*)"\."(.*)"$', re.DOTALL)
-_PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
+# Of the server itself: a crash (57P01), synchronized_standby_slots that are missing or not active
+# (22023, 55000). A plugin's elog(WARNING) is 01000.
+_SERVERS_WARNINGS: Final = ("22", "55", "57")
 
 
 def _quoted(value: str) -> sql.SQL:
@@ -69,6 +74,7 @@ class Stream:
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._ending = False
         self._plugin_warnings: list[str] = []
+        self._told: set[str] = set()
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -127,12 +133,17 @@ class Stream:
         """Keep a plugin's WARNING: it means that rows were left out.
 
         wal2json warns of updates and deletes without a key ("no tuple identifier for UPDATE in
-        table ..."): of insert-only tables nobody wants them.
+        table ..."): of insert-only tables nobody wants them. What the server itself warns of is
+        told, once.
         """
         text = notice.message_primary or "a warning without text"
-        passing = (notice.sqlstate or "").startswith(_PASSING_WARNINGS)
-        if notice.severity_nonlocalized == "WARNING" and not passing:
+        if notice.severity_nonlocalized != "WARNING":
+            return
+        if not (notice.sqlstate or "").startswith(_SERVERS_WARNINGS):
             self._plugin_warnings.append(text)
+        elif text not in self._told:
+            self._told.add(text)
+            log.warning("the write database warns", extra={"of": text})
 
     def read(self, *, seconds: float) -> tuple[list[Frame], Keepalive | None]:
         """Give the data frames that have arrived, up to a keepalive; wait for some that long.

@@ -1,6 +1,9 @@
 """Servers that stop, restart, crash, and are replaced by a standby."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from cdc.servers import Server, find_installed, find_wheel
 from tests.acceptance.conftest import FAST, SECONDS, Pipeline, until
@@ -21,6 +24,19 @@ def same(pipeline: Pipeline) -> bool:
     return pipeline.same("t") and pipeline.same("audit")
 
 
+@contextmanager
+def pipeline_of(write: Server, read: Server, folder: Path) -> Iterator[Pipeline]:
+    """Give a pipeline with its tables; its processes end with the block."""
+    pipeline = Pipeline(write, read, folder, "pgoutput")
+    create(pipeline)
+    try:
+        yield pipeline
+    finally:
+        for process in pipeline.processes:
+            process.kill()
+            process.wait()
+
+
 def create(pipeline: Pipeline) -> None:
     pipeline.source(
         "create table t (id int primary key, n int); create table audit (id int, n int)"
@@ -30,9 +46,11 @@ def create(pipeline: Pipeline) -> None:
 
 def test_either_server_restarts_or_crashes_and_nothing_is_lost(tmp_path):
     require(find_installed(), "a Postgres server")
-    with Server(find_installed(), FAST) as write, Server(find_installed(), FAST) as read:
-        pipeline = Pipeline(write, read, tmp_path, "pgoutput")
-        create(pipeline)
+    with (
+        Server(find_installed(), FAST) as write,
+        Server(find_installed(), FAST) as read,
+        pipeline_of(write, read, tmp_path) as pipeline,
+    ):
         process = pipeline.start()
         pipeline.caught_up()
         for number, (server, mode) in enumerate((s, m) for s in (write, read) for m in MODES):
@@ -81,14 +99,13 @@ class Standby(Server):
         until(lambda: self.psql("select pg_is_in_recovery()") == [(False,)], what="it is promoted")
 
 
-def standby_of(primary: Server, name: str, **settings: object) -> Standby:
+def standby_of(primary: Server, name: str) -> Standby:
     primary.psql(f"select pg_create_physical_replication_slot('{name}')")
     return Standby(
         primary,
         primary_conninfo=f"{primary.dsn()}?application_name=standby",
         primary_slot_name=name,
         hot_standby_feedback=True,
-        **settings,
     )
 
 
@@ -104,9 +121,8 @@ def position(server: Server) -> int:
 def test_a_promoted_standby_without_the_slot_is_refused_and_resync_heals_it(tmp_path, read):
     require(find_installed(), "a Postgres server")
     with Server(find_installed(), FAST) as primary:
-        pipeline = Pipeline(primary, read, tmp_path, "pgoutput")
-        create(pipeline)
-        with standby_of(primary, "physical") as standby:
+        standby = standby_of(primary, "physical")
+        with pipeline_of(primary, read, tmp_path) as pipeline, standby:
             process = pipeline.start()
             pipeline.caught_up()
             change(pipeline, 1)
@@ -130,11 +146,11 @@ def test_a_promoted_standby_without_the_slot_is_refused_and_resync_heals_it(tmp_
             change(pipeline, 3)
             pipeline.caught_up()
             assert same(pipeline)
-            pipeline.close()
 
 
 def synced(pipeline: Pipeline, standby: Server) -> bool:
-    """Tell whether the standby has the slot, for good."""
+    """Have the standby take over the slots; tell whether it has ours, for good."""
+    standby.psql("select pg_sync_replication_slots()")
     query = f"select 1 from pg_replication_slots where slot_name = '{pipeline.name}' and synced"
     return bool(standby.psql(f"{query} and not temporary and invalidation_reason is null"))
 
@@ -142,11 +158,9 @@ def synced(pipeline: Pipeline, standby: Server) -> bool:
 def test_a_failover_slot_goes_on_unless_the_standby_lacks_what_was_read(tmp_path, read):
     """The first standby that is promoted has all that the read database has, the second has not."""
     require(find_wheel(), "a Postgres server of version 17 or newer")
-    carries = {"sync_replication_slots": True}
     with Server(find_wheel(), {**FAST, "synchronized_standby_slots": "physical"}) as primary:
-        pipeline = Pipeline(primary, read, tmp_path, "pgoutput")
-        create(pipeline)
-        with standby_of(primary, "physical", **carries) as second:
+        second = standby_of(primary, "physical")
+        with pipeline_of(primary, read, tmp_path) as pipeline, second:
             hosts = f"127.0.0.1:{primary.port},127.0.0.1:{second.port}"
             dsn = second.dsn(pipeline.name).replace(f"127.0.0.1:{second.port}", hosts)
             both = {
@@ -162,11 +176,14 @@ def test_a_failover_slot_goes_on_unless_the_standby_lacks_what_was_read(tmp_path
             second.promote()
             pipeline.write = second
             change(pipeline, 2)
+            until(
+                lambda: '"synchronized_standby_slots" does not exist' in pipeline.log(process),
+                what="the daemon tells what the new primary waits for",
+            )
+            second.configure({"synchronized_standby_slots": None})
             pipeline.caught_up()
             assert same(pipeline)
-            second.configure({"synchronized_standby_slots": None})
-            second.restart()
-            with standby_of(second, "other", **carries) as third:
+            with standby_of(second, "other") as third:
                 until(lambda: synced(pipeline, third), what="the next standby has the slot")
                 third.stop("immediate")
                 change(pipeline, 3)
@@ -184,7 +201,6 @@ def test_a_failover_slot_goes_on_unless_the_standby_lacks_what_was_read(tmp_path
                 assert refused.wait(SECONDS) == 11
                 assert "lacks changes" in pipeline.log(refused)
                 assert "cdc resync" in pipeline.log(refused)
-                pipeline.close()
 
 
 def test_a_failover_slot_is_refused_where_the_server_cannot(one_pipeline):
