@@ -150,6 +150,7 @@ def test_a_promoted_standby_without_the_slot_is_refused_and_resync_heals_it(tmp_
 
 def synced(pipeline: Pipeline, standby: Server) -> bool:
     """Have the standby take over the slots; tell whether it has ours, for good."""
+    pipeline.write.psql("select pg_log_standby_snapshot()")  # what the slot has to get past
     standby.psql("select pg_sync_replication_slots()")
     query = f"select 1 from pg_replication_slots where slot_name = '{pipeline.name}' and synced"
     return bool(standby.psql(f"{query} and not temporary and invalidation_reason is null"))
