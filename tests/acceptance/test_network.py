@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from tests.acceptance.conftest import SECONDS, Pipeline, until
+from tests.conftest import require
+from tests.mariadb import MariaDB
+from tests.mariadb import find as mariadb_program
 from tests.proxy import Fault, Passage, Proxy
 
 When = Callable[[Passage], bool]
@@ -233,3 +237,41 @@ def test_a_copy_goes_on_whatever_breaks_while_chunks_are_read_and_written(networ
     pipeline.caught_up()
     assert network.equal()
     assert process.poll() is None
+
+
+def test_a_commit_to_mariadb_whose_answer_was_lost_is_found_out(one_pipeline):
+    require(mariadb_program(), "a MariaDB server")
+    pipeline = one_pipeline
+    pipeline.source("create table audit (id int, n int)")
+    pipeline.mirror(insert_only="public.audit")
+    with MariaDB() as server, Proxy(server.port) as proxy:
+        name = server.create_database()
+        seconds = {"CDC_SOURCE__SILENCE_SECONDS": "1", "CDC_READ__SILENCE_SECONDS": "1"}
+        process = pipeline.start(CDC_READ__URL=proxy.through(server.url(name)), **seconds)
+
+        def rows(*_: object) -> int:
+            try:
+                return int(server.query("select count(*) from audit", name)[0][0])
+            except sa.exc.DBAPIError:  # it has not been made yet
+                return -1
+
+        until(lambda: rows() == 0, what="it has begun")
+        faults = list(product(["reset", "half", "stall"], [True, False]))
+        for number, (kind, committed) in enumerate(faults, start=1):
+            said = says(b"COMMIT", of=b"get_lock")
+            fault = proxy.inject(Fault(kind, said, first_pass=committed))
+            pipeline.source(f"insert into audit select {number}, g from generate_series(1, 100) g")
+            fault.wait()
+            until(lambda: rows() >= 100 * number, what=f"{kind}, {committed}")  # noqa: B023
+            proxy.heal()
+            assert rows() == 100 * number
+        proxy.stall_all()
+        pipeline.source("insert into audit values (0, 0)")
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+        proxy.heal()
+        process = pipeline.start(CDC_READ__URL=server.url(name), **seconds)
+        until(lambda: rows() == 100 * len(faults) + 1, what="the last one has come")
+        assert server.query("select count(distinct id, n) from audit", name) == [(rows(),)]
+        process.kill()
+        process.wait()
