@@ -17,6 +17,7 @@ from tests.proxy import Fault, Passage, Proxy
 
 When = Callable[[Passage], bool]
 
+COPY_BOTH = b"W"  # what answers START_REPLICATION
 LOCK = b"pg_try_advisory_lock"  # only the writer's connection takes it
 
 
@@ -102,7 +103,7 @@ def break_all(network: Network, kind: str, stages: list[tuple[str, When]], *, fi
 CONNECTING: list[tuple[str, When]] = [
     ("write", lambda passage: not passage.sent),
     ("write", says(b"START_REPLICATION")),
-    ("write", lambda passage: passage.direction == "to client" and streams(passage)),
+    ("write", lambda passage: passage.data[:1] == COPY_BOTH and streams(passage)),
     ("read", lambda passage: not passage.sent),
     ("read", says(LOCK)),
 ]
