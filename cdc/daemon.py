@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
+import sqlalchemy as sa
+
 from cdc.answers import Answers
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
+from cdc.lookout import Lookout
 from cdc.lsn import Lsn
 from cdc.observe.http import HttpServer
 from cdc.observe.metrics import Metrics
@@ -25,13 +28,14 @@ from cdc.operate.beat import Beat
 from cdc.operate.budget import Budget
 from cdc.operate.watch import watch_partitions, watch_tables
 from cdc.retry import Retry
-from cdc.session import Interrupted, Session
+from cdc.session import Databases, Interrupted, Session
 from cdc.settings import Settings
-from cdc.sink.engine import create_engine
+from cdc.sink.engine import watched
 from cdc.sink.writer import Writer
 from cdc.snapshot import Snapshot
 from cdc.source import slot
-from cdc.source.connection import Connection, connect
+from cdc.source.connection import Connection
+from cdc.source.opener import Opener
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +61,15 @@ class Daemon:
         self._settings = settings
         self._until = until
         self._metrics = Metrics()
-        engine = create_engine(settings.read.url.get_secret_value())
-        self._writer = Writer(engine, settings.source.slot)
-        self._session = Session(settings, self._writer, self._metrics, until=until)
+        self._lookout = Lookout()
+        self._opener = Opener(
+            settings.source.dsn.get_secret_value(),
+            self._lookout,
+            seconds=settings.source.silence_seconds,
+        )
+        self._writer = Writer(self._engine(), settings.source.slot)
+        databases = Databases(self._opener, self._writer, self._engine(reading=True))
+        self._session = Session(settings, databases, self._metrics, until=until)
         self._stop = threading.Event()
         self._retry = Retry(self._metrics, self._stop)
         self._beat = Beat(self._metrics.heartbeats, every_seconds=settings.source.heartbeat_seconds)
@@ -71,6 +81,10 @@ class Daemon:
         self._signalled_once = False
         self._served = threading.Event()
         self._error: BaseException | None = None
+
+    def _engine(self, *, reading: bool = False) -> sa.Engine:
+        url, seconds = self._settings.read.url, self._settings.read.silence_seconds
+        return watched(url.get_secret_value(), self._lookout, reading=reading, seconds=seconds)
 
     def run(self) -> None:
         """Serve until a signal, or until the position asked for is reached.
@@ -84,7 +98,7 @@ class Daemon:
         ):
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
-            for part in (self._sample, self._watch, self._serve_guarded):
+            for part in (self._sample, self._watch, self._keep_lookout, self._serve_guarded):
                 threading.Thread(target=part, name=part.__name__.strip("_"), daemon=True).start()
             self._wait_for_the_end()
         log.info("stopped", extra={"checkpoint": str(self._writer.checkpoint)})
@@ -97,6 +111,9 @@ class Daemon:
                 break
         if self._error is not None:
             raise self._error
+
+    def _keep_lookout(self) -> None:
+        self._lookout.run(self._served)
 
     def _serve_guarded(self) -> None:
         try:
@@ -123,6 +140,7 @@ class Daemon:
         self._notifier.stopping()
         log.info("stopping", extra={"because": because})
         self._stop.set()
+        self._lookout.hurry()
         self._session.stop()
 
     # Signals.
@@ -150,12 +168,11 @@ class Daemon:
 
     def _sample(self) -> None:
         """Sample the write database's WAL position, for the lag; and stop at the target."""
-        dsn = self._settings.source.dsn.get_secret_value()
         connection: Connection | None = None
         while not self._stop.wait(_TARGET_SECONDS if self._until else _SAMPLE_SECONDS):
             self._stop_at_target()
             try:
-                connection = connection or connect(dsn)
+                connection = connection or self._opener.connect()
                 self._look_at_source(connection)
                 self._settle(slot.current_snapshot(connection))
                 self._refuse_replaced_tables(connection)

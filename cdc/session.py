@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -26,12 +26,13 @@ from cdc.retry import Retry
 from cdc.settings import Settings
 from cdc.sink import copies, verifications
 from cdc.sink.asked import Asked
-from cdc.sink.engine import canceller, create_engine, translated
+from cdc.sink.engine import canceller, translated
 from cdc.sink.writer import Writer
 from cdc.source import slot
-from cdc.source.connection import Connection, connect, connect_replication
+from cdc.source.connection import Connection
 from cdc.source.current_rows import CurrentRows
 from cdc.source.nulls import Nulls
+from cdc.source.opener import Opener
 from cdc.source.partitions import Partitions
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
@@ -47,20 +48,33 @@ class Interrupted(Exception):
     """A session that was streaming ended in a way that passes."""
 
 
+class Databases(NamedTuple):
+    """What reaches the write database, and what writes and reads the read database."""
+
+    opener: Opener
+    writer: Writer
+    reading: sa.Engine
+
+
 class Session:
     """What the daemon holds again and again. `stream` and `exchange` are there while streaming."""
 
     def __init__(
-        self, settings: Settings, writer: Writer, metrics: Metrics, *, until: str | None
+        self,
+        settings: Settings,
+        databases: Databases,
+        metrics: Metrics,
+        *,
+        until: str | None,
     ) -> None:
         """Take the parts that outlive a session. `until` is an LSN, or "now"."""
         self._settings = settings
-        self._dsn = settings.source.dsn.get_secret_value()
-        self._writer = writer
+        self._opener = databases.opener
+        self._writer = databases.writer
+        self._reading = databases.reading
         self._metrics = metrics
-        self._reading = create_engine(settings.read.url.get_secret_value(), reading=True)
         seconds = settings.read.takeover_seconds
-        self._standby = Standby(self._dsn, settings.source.slot, seconds=seconds)
+        self._standby = Standby(self._opener.connect, settings.source.slot, seconds=seconds)
         self._until = until
         self._interrupts: list[Callable[[], None]] = []
         self._stopped = threading.Event()
@@ -121,8 +135,8 @@ class Session:
         read = self._standby.open(self._writer)
         with (
             self._interruptible(canceller(read)),
-            self._connection(connect) as source,
-            self._connection(connect_replication) as replication,
+            self._connection(self._opener.connect) as source,
+            self._connection(self._opener.connect_replication) as replication,
         ):
             plan = setup.plan(self._settings, source)
             # A start that is refused changes no read table.
@@ -149,16 +163,16 @@ class Session:
             return self._pipeline(plan, relations, nulls, lsn=lsn, retry=retry), lsn
 
     @contextmanager
-    def _connection(self, open_: Callable[[str], Connection]) -> Iterator[Connection]:
+    def _connection(self, open_: Callable[[], Connection]) -> Iterator[Connection]:
         """Hold a connection that a stop interrupts; closed unless the pipeline takes it over."""
-        connection = open_(self._dsn)
+        connection = open_()
         try:
             with self._interruptible(partial(_cancel, connection)):
                 yield connection
         except BaseException:
             connection.close()
             raise
-        if open_ is not connect_replication:
+        if open_ != self._opener.connect_replication:
             connection.close()
 
     @contextmanager
@@ -191,7 +205,7 @@ class Session:
     ) -> Nulls | None:
         """Start the stream; give what tells NULL from NaN, where the plugin does not."""
         try:
-            stream.start(lsn)
+            stream.start(lsn, silence_seconds=self._settings.source.silence_seconds)
             nulls = self._nulls(plan, source) if stream.options_refused else None
         except BaseException:
             stream.close()
@@ -203,7 +217,7 @@ class Session:
     def _nulls(self, plan: setup.Plan, source: Connection) -> Nulls:
         for refusal in not_numbers.refusals(self._settings, plan, source):
             raise refusal
-        self._rows = CurrentRows(partial(connect, self._dsn), plan.schema)
+        self._rows = CurrentRows(self._opener.connect, plan.schema)
         trusted = not_numbers.trusted(self._settings, plan)
         return Nulls(plan.schema, self._rows, trusted=trusted)
 
@@ -267,7 +281,7 @@ class Session:
             registry=plan.registry,
             schema=plan.schema,
             relations=relations,
-            open_source=partial(connect, self._dsn),
+            open_source=self._opener.connect,
             asked=Asked(self._reading, self._settings.source.slot, copies.load),
             copying=copying,
             metrics=self._metrics,
@@ -282,7 +296,7 @@ class Session:
             registry=plan.registry,
             schema=plan.schema,
             relations=relations,
-            open_source=partial(connect, self._dsn),
+            open_source=self._opener.connect,
             asked=Asked(self._reading, self._settings.source.slot, verifications.load),
             copies=lambda: copying.copies,
             done=lambda _: self._metrics.verified(ledger.all.values()),
@@ -296,7 +310,7 @@ class Session:
         """Give what is known of the source; wal2json does not tell whose partition a table is."""
         self._partitions = None
         if plan.partitioned and self._settings.source.plugin == "wal2json":
-            self._partitions = Partitions(lambda: connect(self._dsn), plan.partitioned)
+            self._partitions = Partitions(self._opener.connect, plan.partitioned)
         return Relations(plan.schema, plan.seen, former.columns, former.tables, self._partitions)
 
     def _find_target(self, source: Connection) -> None:

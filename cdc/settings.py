@@ -55,6 +55,18 @@ def _table_name(text: str) -> str:
 SourceTable = Annotated[str, AfterValidator(_table_name)]
 
 
+def _silence(which: str) -> Any:
+    return Field(
+        30,
+        ge=1,
+        le=24 * 3600,
+        description=f"How long the {which} database may be silent where it is waited for. Then it "
+        "is asked on another connection what it is doing: at work, or waiting for a lock, it is "
+        "waited for longer; otherwise the connection is given up and made anew. A host that "
+        "vanished is noticed within that time, too.",
+    )
+
+
 class Section(BaseModel):
     """A table of the configuration file."""
 
@@ -107,6 +119,12 @@ class Source(Section):
         ge=64 * 1024,
         description="How many bytes of decoded changes may wait in memory before reading pauses.",
     )
+    silence_seconds: int = _silence("write")
+    failover: bool = Field(
+        False,
+        description="Have the slot carried along to the physical standbys, which PostgreSQL 17 and "
+        "newer can, so that streaming goes on after a failover. See docs/operations.md.",
+    )
 
     @field_validator("dsn")
     @classmethod
@@ -134,6 +152,7 @@ class Read(Section):
         description="The most bytes of changes applied in one read-database commit. A larger "
         "transaction is still applied atomically, in pieces of this size.",
     )
+    silence_seconds: int = _silence("read")
 
     takeover_seconds: float = Field(
         10.0,

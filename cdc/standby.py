@@ -12,13 +12,14 @@ lock, and cannot take it again. Who can takes the slot from it.
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 import sqlalchemy as sa
 
 from cdc.errors import ReadLocked, SourceError
 from cdc.sink.writer import Writer
-from cdc.source.connection import connect
+from cdc.source.connection import Connection
 from cdc.source.slot import end_reader, read_slot
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 class Standby:
     """Opens the writer once nobody else holds the slot's lock."""
 
-    def __init__(self, dsn: str, slot: str, *, seconds: float) -> None:
-        """Take the write database and how long a holder of the lock may be silent."""
-        self._dsn = dsn
+    def __init__(self, connect: Callable[[], Connection], slot: str, *, seconds: float) -> None:
+        """Take what opens the write database, and how long a holder of the lock may be silent."""
+        self._connect = connect
         self._slot = slot
         self._seconds = seconds
         self._unread_since: float | None = None
@@ -61,7 +62,7 @@ class Standby:
 
     def _end_reader(self) -> None:
         try:
-            with closing(connect(self._dsn)) as source:
+            with closing(self._connect()) as source:
                 ended = end_reader(source, self._slot)
         except SourceError:  # the next attempt says so
             return
@@ -83,7 +84,7 @@ class Standby:
     def _is_unread(self) -> bool:
         """Tell whether the slot is there and nobody streams; not where that cannot be seen."""
         try:
-            with closing(connect(self._dsn)) as source:
+            with closing(self._connect()) as source:
                 state = read_slot(source, self._slot)
         except SourceError:  # who holds the lock may know better
             return False

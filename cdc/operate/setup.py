@@ -15,7 +15,7 @@ from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operate import copy_plan, schema_change
 from cdc.operate.schema_change import AT_START, Former
-from cdc.operate.startup import Start, decide
+from cdc.operate.startup import Start, decide, require_on_timeline
 from cdc.operate.watch import refuse_filled
 from cdc.projection.mirror import Mirror, mirrors
 from cdc.projection.projector import FunctionProjector
@@ -223,11 +223,17 @@ def examine(
 ) -> Found:
     """Find how to begin, changing nothing; raise a StartRefused where that would lose changes."""
     name, plugin = settings.source.slot, settings.source.plugin
+    slot.require_primary(source)
+    if settings.source.failover:
+        slot.require_failover(source)
     system = slot.identify(replication)
     state = slot.read_slot(source, name)
     with translated(), read.begin():
         stored = checkpoint.load(read, name)
     start = decide(slot=state, checkpoint=stored, system=system, name=name, plugin=plugin)
+    if stored is not None and stored.identity.timeline < system.timeline:
+        left = slot.end_of_timeline(replication, system, stored.identity.timeline)
+        require_on_timeline(stored, system, left=left)
     return Found(start, state, stored, system)
 
 
@@ -257,6 +263,7 @@ def begin(
     start, state, stored = found.start, found.slot, found.checkpoint
     _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
+        _carry_along(settings, state, replication)
         with translated(), read.begin():
             copies = _settle(settings, plan, read, first=False)
         return Begun(identity, stored.lsn, copies)
@@ -265,12 +272,19 @@ def begin(
     if start is Start.ADOPT_SLOT and state is not None and state.confirmed_flush is not None:
         lsn = Lsn(state.confirmed_flush)
     else:
-        wait = settings.source.slot_wait_seconds
-        lsn = _create_slot(replication, identity, source=source, read=read, seconds=wait)
+        lsn = _create_slot(settings, replication, identity, source=source, read=read)
+    _carry_along(settings, state, replication)
     with translated(), read.begin():
         copies = _settle(settings, plan, read, first=True)
         checkpoint.advance(read, identity, old=None, new=lsn, commit_time=None)
     return Begun(identity, lsn, copies)
+
+
+def _carry_along(settings: Settings, state: slot.SlotState | None, replication: Connection) -> None:
+    """Have a slot that was made without it carried along to standbys, where that is asked for."""
+    if settings.source.failover and not (state is not None and state.failover):
+        slot.carry_along(replication, settings.source.slot)
+        log.info("the slot is carried along to standbys", extra={"slot": settings.source.slot})
 
 
 def _settle(
@@ -281,17 +295,18 @@ def _settle(
 
 
 def _create_slot(
+    settings: Settings,
     replication: Connection,
     identity: checkpoint.Identity,
     *,
     source: Connection,
     read: sa.Connection,
-    seconds: float,
 ) -> Lsn:
     """Create the slot; where it is certain that there is none, take the intent back."""
     name, plugin = identity.slot, identity.plugin
+    wait = settings.source.slot_wait_seconds
     try:
-        lsn = create_slot(replication, name, plugin, source=source, seconds=seconds)
+        lsn = create_slot(replication, name, plugin, source=source, seconds=wait)
     except CdcError:
         if not replication.closed:
             with translated(), read.begin():

@@ -92,6 +92,22 @@ def _require_same_source(checkpoint: Checkpoint, system: System, *, plugin: str)
         )
 
 
+def require_on_timeline(checkpoint: Checkpoint, system: System, *, left: Lsn | None) -> None:
+    """Refuse a checkpoint that a promoted standby never reached.
+
+    `left` is where the server left the checkpoint's timeline; None: it was never on it. Raise
+    SourceReplaced.
+    """
+    if checkpoint.lsn is None or (left is not None and checkpoint.lsn <= left):
+        return
+    raise SourceReplaced(
+        f"the checkpoint ({checkpoint.lsn}) is of timeline {checkpoint.identity.timeline}, and the "
+        f"write database, on {system.timeline}, left that {f'at {left}' if left else 'before'}: "
+        "the standby that was promoted lacks changes that the read database has",
+        hint=_COPY_AGAIN,
+    )
+
+
 def _require_usable(slot: SlotState | None, system: System, *, name: str, plugin: str) -> SlotState:
     if slot is None:
         raise SlotMissing(

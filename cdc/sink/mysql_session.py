@@ -6,23 +6,30 @@ number they bring (MySQL's server and client error references).
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
+from cdc.lookout import Line, Server, keepalives, line_of, silence
 from cdc.sink.mysql_ddl import ExactTables, ExactTypes
 from cdc.sink.refused import RowsRefused
 
 _CONNECT_SECONDS: Final = 10
 _KEEPALIVES: Final = {
-    socket.TCP_KEEPIDLE: 10,
-    socket.TCP_KEEPINTVL: 5,
-    socket.TCP_KEEPCNT: 3,
-    socket.TCP_USER_TIMEOUT: 30_000,
+    socket.TCP_KEEPIDLE: "keepalives_idle",
+    socket.TCP_KEEPINTVL: "keepalives_interval",
+    socket.TCP_KEEPCNT: "keepalives_count",
+    socket.TCP_USER_TIMEOUT: "tcp_user_timeout",
 }
+# A session that waits for its client sleeps, or is in the midst of writing to it.
+_AT_WORK: Final = """
+select id from information_schema.processlist
+where command <> 'Sleep' and coalesce(state, '') <> 'Writing to net'
+"""
 _A_YEAR: Final = 31_536_000
 
 # Strict: what does not fit is refused. A key of 0 must not be taken for "the next number".
@@ -88,7 +95,7 @@ _NAMES: Final = (
 )
 
 
-def create_engine(url: sa.URL) -> sa.Engine:
+def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
     """Make the engine; connections are ours alone, never pooled."""
     parsed = url.set(drivername="mysql+pymysql").update_query_dict({"charset": "utf8mb4"})
     engine = sa.create_engine(
@@ -97,20 +104,56 @@ def create_engine(url: sa.URL) -> sa.Engine:
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
         hide_parameters=True,
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "init_command": _SESSION},
+        connect_args={
+            "connect_timeout": min(_CONNECT_SECONDS, silence_seconds),
+            "read_timeout": min(_CONNECT_SECONDS, silence_seconds),  # of the handshake
+            "init_command": _SESSION,
+        },
     )
     engine.dialect.type_compiler_instance = ExactTypes(engine.dialect)
     engine.dialect.ddl_compiler = ExactTables
-    sa.event.listen(engine, "connect", _notice_a_host_that_vanished)
+    sa.event.listen(engine, "connect", partial(_connected, seconds=silence_seconds), insert=True)
     return engine
 
 
-def _notice_a_host_that_vanished(connection: Any, _record: object) -> None:
-    """Let a connection to nowhere end in half a minute; PyMySQL itself waits for ever."""
-    channel = getattr(connection, "_sock", None)
-    if isinstance(channel, socket.socket) and channel.family != socket.AF_UNIX:
-        for option, value in _KEEPALIVES.items():
-            channel.setsockopt(socket.IPPROTO_TCP, option, value)
+def _connected(driver: Any, _record: object, *, seconds: int) -> None:
+    """Let a host that vanished be noticed, and statements take as long as they take."""
+    driver._read_timeout = None  # noqa: SLF001  PyMySQL has no other way
+    channel, limits = driver._sock, keepalives(seconds)  # noqa: SLF001  likewise
+    if channel.family != socket.AF_UNIX:
+        for option, name in _KEEPALIVES.items():
+            channel.setsockopt(socket.IPPROTO_TCP, option, limits[name])
+
+
+def line(driver: Any, server: Server) -> Line | None:
+    """Give what is watched of a connection; None where it is not TCP."""
+    wire = line_of(number_of(driver))
+    if wire is None:
+        return None
+    # What it is told it answers: it is waited for where something was sent after that.
+    return Line(
+        server,
+        driver.thread_id(),
+        wire,
+        waits=lambda: silence(wire).sent <= silence(wire).received,
+        ended=lambda: not driver.open,
+    )
+
+
+def at_work(connection: sa.Connection, sessions: Sequence[int]) -> Collection[int]:
+    """Ask which sessions the server is at work for, and does not wait for us."""
+    return set(sessions) & set(connection.exec_driver_sql(_AT_WORK).scalars())
+
+
+def end(connection: sa.Connection, sessions: Sequence[int]) -> None:
+    """End sessions that wait for us."""
+    for session in sessions:
+        connection.exec_driver_sql(f"kill {session:d}")
+
+
+def number_of(driver: Any) -> int:
+    """Give the file descriptor of its socket."""
+    return int(driver._sock.fileno())  # noqa: SLF001  likewise
 
 
 def canceller(connection: sa.Connection) -> Callable[[], None]:

@@ -1,13 +1,15 @@
 """Sessions of a Postgres read database, and what its errors mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
 
 from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
+from cdc.lookout import POSTGRES_AT_WORK, POSTGRES_END, Line, Server, keepalives, line_of
 from cdc.sink.refused import RowsRefused
 from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
 
@@ -27,28 +29,18 @@ _SESSION: Final = {
     "lc_monetary": "C",  # as on the source: money is read as it was printed
     "lock_timeout": "0",
     "statement_timeout": "0",
-    # The lock goes with the connection: a host that vanished must not keep it for hours.
-    "tcp_keepalives_count": "3",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_user_timeout": "30000",
     "timezone": "UTC",
     "xmloption": "content",
-}
-_KEEPALIVES: Final = {
-    "keepalives_count": 3,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "tcp_user_timeout": 30_000,
 }
 _CONNECT_SECONDS: Final = 10
 _CANCEL_SECONDS: Final = 2
 
 
-def create_engine(url: sa.URL) -> sa.Engine:
+def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
     """Make the engine; connections are ours alone, never pooled."""
     parsed = url.set(drivername="postgresql+psycopg")
-    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    session = _SESSION | _server_keepalives(silence_seconds)
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
     given = str(parsed.query.get("options", ""))
     parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})
     return sa.create_engine(
@@ -57,10 +49,30 @@ def create_engine(url: sa.URL) -> sa.Engine:
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
         hide_parameters=True,
         connect_args={
-            "connect_timeout": _CONNECT_SECONDS,
+            "connect_timeout": max(2, min(_CONNECT_SECONDS, silence_seconds)),
             "client_encoding": "UTF8",
-            **_KEEPALIVES,
+            **keepalives(silence_seconds),
         },
+    )
+
+
+def _server_keepalives(seconds: int) -> dict[str, str]:
+    """Have the server notice, too: the lock goes with the connection."""
+    limits = keepalives(seconds)
+    return {name if name[:4] == "tcp_" else f"tcp_{name}": str(limits[name]) for name in limits}
+
+
+def line(driver: psycopg.Connection[Any], server: Server) -> Line | None:
+    """Give what is watched of a connection; None where it is not TCP."""
+    wire = line_of(driver.pgconn.socket)
+    if wire is None:
+        return None
+    return Line(
+        server,
+        driver.info.backend_pid,
+        wire,
+        waits=lambda: driver.pgconn.transaction_status == TransactionStatus.ACTIVE,
+        ended=lambda: driver.closed,
     )
 
 
@@ -116,3 +128,18 @@ def _blamed(error: psycopg.Error) -> str:
         f"column {diag.column_name}" if diag.column_name else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def at_work(connection: sa.Connection, sessions: Sequence[int]) -> Collection[int]:
+    """Ask which sessions the server is at work for, and does not wait for us."""
+    return set(connection.exec_driver_sql(POSTGRES_AT_WORK, (list(sessions),)).scalars())
+
+
+def end(connection: sa.Connection, sessions: Sequence[int]) -> None:
+    """End sessions that wait for us."""
+    connection.exec_driver_sql(POSTGRES_END, (list(sessions),))
+
+
+def number_of(driver: psycopg.Connection[Any]) -> int:
+    """Give the file descriptor of its socket."""
+    return driver.pgconn.socket

@@ -69,7 +69,7 @@ def keepalive(frame: Frame) -> Keepalive:
     return Keepalive(Lsn(wal_end), bool(reply))
 
 
-def status(*, written: Lsn, flushed: Lsn) -> bytes:
-    """Build the standby status update that tells how far we are."""
+def status(*, written: Lsn, flushed: Lsn, ask: bool = False) -> bytes:
+    """Build the standby status update that tells how far we are; `ask` for an answer."""
     now = int((time.time() - _EPOCH_SECONDS) * 1_000_000)
-    return _STATUS.pack(b"r", written, flushed, flushed, now, 0)
+    return _STATUS.pack(b"r", written, flushed, flushed, now, ask)

@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
+from cdc.errors import SourceNotReady, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.snapshot import Snapshot
 from cdc.source.connection import Connection, translated
@@ -16,8 +17,9 @@ from cdc.source.connection import Connection, translated
 _SLOT: Final = """
 select plugin, database, active, active_pid, wal_status,
        confirmed_flush_lsn - '0/0'::pg_lsn as confirmed_flush,
-       restart_lsn - '0/0'::pg_lsn as restart, safe_wal_size
-from pg_replication_slots where slot_name = %s
+       restart_lsn - '0/0'::pg_lsn as restart, safe_wal_size,
+       (to_jsonb(s) ->> 'failover')::bool as failover
+from pg_replication_slots s where slot_name = %s
 """
 
 # A walsender that waits says for what; rights on pg_stat_replication are not needed for this.
@@ -45,6 +47,7 @@ where s.slot_name = %s and pg_has_role(a.usesysid, 'usage')
   and a.application_name = current_setting('application_name')
 """
 
+_FAILOVER_SINCE: Final = 17_00_00
 _PEEK: Final = sql.SQL(
     "select from pg_logical_slot_peek_changes('cdc_check', null, 1, 'format-version', '2', {})"
 )
@@ -62,6 +65,7 @@ class SlotState:
     confirmed_flush: int | None
     restart: int | None
     safe_wal_size: int | None
+    failover: bool | None = None  # None: before PostgreSQL 17
 
     @property
     def lost(self) -> bool:
@@ -91,6 +95,51 @@ def identify(replication: Connection) -> System:
         row = replication.execute("IDENTIFY_SYSTEM").fetchone()
     assert row is not None  # noqa: S101  IDENTIFY_SYSTEM always answers with one row
     return System(row[0], int(row[1]), Lsn.parse(row[2]), row[3])
+
+
+def require_primary(connection: Connection) -> None:
+    """Raise SourceUnavailable where the server is a standby: it may be about to be promoted."""
+    with translated():
+        row = connection.execute("select pg_is_in_recovery()").fetchone()
+    if row is not None and row[0]:
+        raise SourceUnavailable("write database: it is a standby, which has not been promoted")
+
+
+def end_of_timeline(replication: Connection, system: System, timeline: int) -> Lsn | None:
+    """Say where the server left an earlier timeline; None where it was never on it.
+
+    Raise a SourceError.
+    """
+    with translated():
+        query = sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(system.timeline))
+        row = replication.execute(query).fetchone()
+    assert row is not None  # noqa: S101  it answers with one row, or an error
+    content = row[1] if isinstance(row[1], str) else bytes(row[1]).decode()
+    return _ends(content).get(timeline)
+
+
+def _ends(history: str) -> dict[int, Lsn]:
+    """Read a timeline's history file: timeline, where it was left, and why, in each line."""
+    lines = (line.split("\t") for line in history.splitlines() if line[:1].isdigit())
+    return {int(parts[0]): Lsn.parse(parts[1]) for parts in lines}
+
+
+def require_failover(connection: Connection) -> None:
+    """Raise SourceNotReady where the server's slots cannot be carried along to standbys."""
+    version = connection.info.server_version
+    if version < _FAILOVER_SINCE:
+        raise SourceNotReady(
+            f"source.failover is set, and the write database is PostgreSQL {version // 10_000}",
+            hint="failover slots come with PostgreSQL 17: upgrade, or set source.failover = false; "
+            "then `cdc resync` is what is left after a failover",
+        )
+
+
+def carry_along(replication: Connection, slot: str) -> None:
+    """Have a slot that nobody reads carried along to the standbys; raise a SourceError."""
+    statement = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)")
+    with translated():
+        replication.execute(statement.format(sql.Identifier(slot)))
 
 
 def try_plugin(replication: Connection, plugin: str, *, milliseconds: int) -> None:

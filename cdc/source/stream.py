@@ -3,6 +3,7 @@
 One connection serves one START_REPLICATION: a second one on it ends at once, without an error.
 """
 
+import logging
 import os
 import re
 import select
@@ -22,13 +23,18 @@ from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
 from cdc.source.frame import IS_DATA, Frame, Keepalive, keepalive, position, status
 
+log = logging.getLogger(__name__)
+
 _BYTES_AT_ONCE: Final = 1024**2
 # libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
 _BUFFER_BYTES: Final = 256 * 1024
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
+_SILENCE_SECONDS: Final = 30.0
 _WARNED_OF: Final = re.compile(r'table "(.*)"\."(.*)"$', re.DOTALL)
-_PASSING_WARNINGS: Final = "57"  # "terminating connection because of crash of another server ..."
+# Of the server itself: a crash (57P01), synchronized_standby_slots that are missing or not active
+# (22023, 55000). A plugin's elog(WARNING) is 01000.
+_SERVERS_WARNINGS: Final = ("22", "55", "57")
 
 
 def _quoted(value: str) -> sql.SQL:
@@ -63,9 +69,12 @@ class Stream:
         self._acknowledged = Lsn(0)
         self._reported = Lsn(0)
         self._sent_at = 0.0
+        self._heard_at = 0.0
+        self._ask_seconds = _LONGEST_FEEDBACK_SECONDS
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
         self._ending = False
         self._plugin_warnings: list[str] = []
+        self._told: set[str] = set()
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -81,8 +90,12 @@ class Stream:
         """How far the server has been told it may forget."""
         return self._reported
 
-    def start(self, lsn: Lsn) -> None:
-        """Start streaming at a position; raise a SourceError."""
+    def start(self, lsn: Lsn, *, silence_seconds: float = _SILENCE_SECONDS) -> None:
+        """Start streaming at a position; raise a SourceError.
+
+        A server that has been silent for a third of `silence_seconds` is asked for an answer.
+        """
+        self._ask_seconds = min(self._ask_seconds, silence_seconds / 3)
         with translated():
             self._feedback_seconds = self._feedback_interval()
             self._connection.execute(f"select repeat(' ', {_BUFFER_BYTES})")
@@ -104,7 +117,8 @@ class Stream:
         query = "select setting::int from pg_settings where name = 'wal_sender_timeout'"
         row = self._connection.execute(query).fetchone()
         timeout = (row[0] if row else 0) / 1000
-        return min(timeout / 3 if timeout else _LONGEST_FEEDBACK_SECONDS, _LONGEST_FEEDBACK_SECONDS)
+        longest = min(_LONGEST_FEEDBACK_SECONDS, self._ask_seconds)
+        return min(timeout / 3, longest) if timeout else longest
 
     def _start_statement(self, lsn: Lsn, optional: Mapping[str, str]) -> sql.Composed:
         options = sql.SQL(", ").join(
@@ -119,12 +133,17 @@ class Stream:
         """Keep a plugin's WARNING: it means that rows were left out.
 
         wal2json warns of updates and deletes without a key ("no tuple identifier for UPDATE in
-        table ..."): of insert-only tables nobody wants them.
+        table ..."): of insert-only tables nobody wants them. What the server itself warns of is
+        told, once.
         """
         text = notice.message_primary or "a warning without text"
-        passing = (notice.sqlstate or "").startswith(_PASSING_WARNINGS)
-        if notice.severity_nonlocalized == "WARNING" and not passing:
+        if notice.severity_nonlocalized != "WARNING":
+            return
+        if not (notice.sqlstate or "").startswith(_SERVERS_WARNINGS):
             self._plugin_warnings.append(text)
+        elif text not in self._told:
+            self._told.add(text)
+            log.warning("the write database warns", extra={"of": text})
 
     def read(self, *, seconds: float) -> tuple[list[Frame], Keepalive | None]:
         """Give the data frames that have arrived, up to a keepalive; wait for some that long.
@@ -173,6 +192,7 @@ class Stream:
         return bool(readable)
 
     def _note(self, position: Lsn) -> None:
+        self._heard_at = time.monotonic()
         self._received = max(self._received, position)
 
     def _refuse_warnings(self) -> None:
@@ -237,8 +257,9 @@ class Stream:
 
     def _send_status(self, flushed: Lsn) -> None:
         written = max(self._received, flushed)
+        ask = time.monotonic() - self._heard_at >= self._ask_seconds
         with translated():
-            self._pgconn.put_copy_data(status(written=written, flushed=flushed))
+            self._pgconn.put_copy_data(status(written=written, flushed=flushed, ask=ask))
             self._flush()
         self._sent_at = time.monotonic()
         self._reported = max(self._reported, flushed)

@@ -15,7 +15,7 @@ from cdc.errors import (
     StartRefused,
 )
 from cdc.lsn import Lsn
-from cdc.operate.startup import Start, decide
+from cdc.operate.startup import Start, decide, require_on_timeline
 from cdc.sink.checkpoint import Checkpoint, Identity
 from cdc.source.slot import SlotState, System
 
@@ -121,3 +121,19 @@ def test_a_refusal_writes_positions_as_postgres_does() -> None:
         decided(slot(), checkpoint(499))
     assert "0/1F4" in str(caught.value)
     assert "0/1F3" in str(caught.value)
+
+
+@pytest.mark.parametrize(("lsn", "left"), [(500, 500), (500, 501), (None, None), (None, 1)])
+def test_a_checkpoint_that_the_promoted_standby_had_reached_is_gone_on_from(
+    lsn: int | None, left: int | None
+) -> None:
+    stored = checkpoint(lsn, timeline=2)
+    require_on_timeline(stored, SYSTEM, left=None if left is None else Lsn(left))
+
+
+@pytest.mark.parametrize("left", [None, 499])
+def test_a_checkpoint_that_the_promoted_standby_lacks_is_refused(left: int | None) -> None:
+    stored = checkpoint(500, timeline=2)
+    with pytest.raises(SourceReplaced, match="lacks changes") as refused:
+        require_on_timeline(stored, SYSTEM, left=None if left is None else Lsn(left))
+    assert "cdc resync" in str(refused.value.hint)
