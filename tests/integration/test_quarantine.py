@@ -158,7 +158,7 @@ class Sink:
             quarantine.ask(connection, IDENTITY.slot, chosen, wish)
 
     def attend(self) -> None:
-        self.writer._look_at = 0.0  # noqa: SLF001  at once, instead of within a second
+        self.writer._look_at = 0.0
         self.writer.attend()
 
 
@@ -426,7 +426,7 @@ def test_what_is_dropped_is_gone_and_later_changes_flow(sink: Sink) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_commit_whose_answer_is_lost_is_found_out(sink: Sink, after: bool) -> None:
     def persist(attempt: Callable[[], None]) -> None:
-        with losing(sink.writer._connection, sink.store, after=after):  # noqa: SLF001
+        with losing(sink.writer._connection, sink.store, after=after):
             with pytest.raises(ReadUnavailable):
                 attempt()
         attempt()
