@@ -274,7 +274,9 @@ class Writer:
         for walk in batch.walks:
             self._comparison.note(walk, batch.effect)
         for check in batch.checks:
-            check.results = self._comparison.examine(check)
+            # What is not compared was worked out for the keys that were in quarantine then.
+            is_current = self._fits_held(batch)
+            check.results = self._comparison.examine(check) if is_current else []
 
     def _apply_merged(self, batch: Batch) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order.
@@ -283,9 +285,9 @@ class Writer:
         """
         connection, sink = self._opened()
         quarantine = self._quarantine
-        holds = batch.held is quarantine.held or not (batch.held or quarantine.held)
-        applied = holds and not batch.in_doubt and self._applies(batch)
-        if holds and not batch.in_doubt and not applied and sink.copied_directly():
+        is_sound = self._fits_held(batch) and not batch.in_doubt
+        applied = is_sound and self._applies(batch)
+        if is_sound and not applied and sink.copied_directly():
             applied = self._applies(batch)
         if applied:
             quarantine.store(connection, batch.aside)
@@ -293,6 +295,11 @@ class Writer:
             self._apply_in_order(batch)
         else:
             Isolation(connection, sink, quarantine).apply(batch)
+
+    def _fits_held(self, batch: Batch) -> bool:
+        """Tell whether a batch was projected with the keys in quarantine that are there now."""
+        held = self._quarantine.held
+        return batch.held is held or not (batch.held or held)
 
     def _applies(self, batch: Batch) -> bool:
         """Apply the net effect; tell False, with nothing changed, where a row is refused."""

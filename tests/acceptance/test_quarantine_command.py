@@ -91,7 +91,9 @@ def test_poison_is_set_aside_shown_and_replayed(ready):
     (ready.folder / "mended").touch()
     assert ready.cdc("quarantine", "replay", "8").returncode == 0
     assert same(ready)
-    until(lambda: value(ready.url(process), "cdc_quarantined_keys", projector="seen") == 0, what="0")
+    until(
+        lambda: value(ready.url(process), "cdc_quarantined_keys", projector="seen") == 0, what="0"
+    )
     stop(process)
 
 
@@ -202,5 +204,3 @@ def writes(chance: random.Random, round_: int) -> str:
 def listed_safely(pipeline: Pipeline) -> bool:
     exists = pipeline.target("select to_regclass('cdc_quarantine') is not null")
     return exists == [(True,)] and pipeline.target("select 1 from cdc_quarantine limit 1") != []
-
-
