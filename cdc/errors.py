@@ -153,6 +153,8 @@ class ProjectionError(CdcError):
     exit_code = 5
     cause: str = ""
     """What it raised, and where, without the key of the row."""
+    of_table: bool = False
+    """Whether the table is at fault, and so every row, rather than the one."""
 
 
 class UnknownColumn(ProjectionError, KeyError):

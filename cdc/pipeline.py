@@ -271,7 +271,8 @@ class Pipeline:
                 for check in batch.checks:
                     check.committed()
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
-            self.persist(partial(self.writer.attend, self.verifying.walks))
+            if self.writer.held:
+                self.persist(partial(self.writer.attend, self.verifying.walks))
             self.metrics.quarantine(self.writer.held)
             self._acknowledge()
         self.writer.flush()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 from cdc.assemble import Transaction
 from cdc.change import Change, Relation, Truncated, Updated
-from cdc.errors import CatalogOutdated, ProjectionError
+from cdc.errors import CatalogOutdated, ProjectionError, UnknownColumn
 from cdc.operation import Operation
+from cdc.projection.mirror import Mirror
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.values import UNCHANGED
@@ -70,6 +71,8 @@ def _failed(
         or "mend the projector and start again: nothing after this transaction was applied",
     )
     failed.cause = cause
+    is_schema = ours and isinstance(projector, Mirror)  # a mirror looks at no values
+    failed.of_table = is_schema or isinstance(error, UnknownColumn)
     return failed
 
 

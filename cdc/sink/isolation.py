@@ -18,7 +18,6 @@ from cdc.copy_state import Unit
 from cdc.errors import ProjectionError, QuarantineFull, WriteRefused
 from cdc.operation import Append, Move, Operation, Truncate
 from cdc.projection.batch import Batch, NetEffect
-from cdc.projection.mirror import Mirror
 from cdc.projection.project import describe, project_one
 from cdc.projection.projector import Projector
 from cdc.projection.quarantine import Held, Key, SetAside, from_json, keys_of
@@ -330,8 +329,8 @@ class Isolation:
     def _isolate(self, step: _Step, error: Failure) -> None:
         """Take a change's key into quarantine; raise where it is no fault of the row."""
         quarantine = self._quarantine
-        is_table = isinstance(step.projector, Mirror) and isinstance(error, ProjectionError)
-        if quarantine.limit is None or is_table:
+        of_table = isinstance(error, ProjectionError) and error.of_table
+        if quarantine.limit is None or of_table:
             raise error if isinstance(error, ProjectionError) else _write_refused(step, error)
         said = _said(error)
         if self._quarantine.held.chains_of(step.unit, step.keys):

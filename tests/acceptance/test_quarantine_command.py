@@ -163,12 +163,13 @@ def test_what_is_in_quarantine_is_no_mismatch(ready):
 
 def test_whatever_is_killed_nothing_of_poison_is_lost(ready):
     chance = random.Random(5)
-    process, kills, replays = ready.start(), 0, []
+    process, kills, poisoned = ready.start(), 0, 0
     for round_ in range(8):
         ready.source(writes(chance, round_))
         ready.source(f"update t set v = 'bad' where id = {chance.randrange(1, 40)}")
         ready.source(f"update t set v = 'raise' where id = {chance.randrange(1, 40)}")
         if listed_safely(ready):
+            poisoned += 1
             (ready.folder / "mended").touch()
             if round_ % 2:
                 ready.target("alter table t drop constraint if exists no_bad")
@@ -187,7 +188,8 @@ def test_whatever_is_killed_nothing_of_poison_is_lost(ready):
     assert listed(ready) == {}
     assert same(ready)
     assert ready.cdc("verify").returncode == 0
-    assert (kills, replays) == (8, [])
+    assert kills == 8
+    assert poisoned > 2
     stop(process)
 
 
