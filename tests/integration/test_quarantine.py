@@ -25,6 +25,7 @@ from cdc.sink import checkpoint, quarantine, tables
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.values import UNCHANGED
+from tests.conftest import Configuration, Database, RunningDaemon
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -504,6 +505,65 @@ def test_rows_that_are_not_in_quarantine_are_the_sources_and_after_a_replay_all_
     sink.each(*(updated(key, v) for key, v in source.items()))
     expected = [(key, f"{key}: {v}") for key, v in sorted(source.items())]
     assert (sink.parents(), sink.stored()) == (expected, [])
+
+
+RAISING = """
+import sqlalchemy as sa
+from cdc import Upsert, projector
+
+SEEN = sa.Table("seen", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+
+@projector("public.p", into=SEEN)
+def seen(change):
+    return Upsert(SEEN, id=10 // change.row["id"])
+"""
+
+
+def test_poison_before_a_table_is_given_a_column(
+    write: Database,
+    read: Database,
+    configuration: Callable[..., Configuration],
+    cdc_start: Callable[..., RunningDaemon],
+) -> None:
+    write.run("create table t (id int primary key)", "create table p (id int primary key)")
+    wanted = configuration(mirrors=[{"source": "public.t"}], modules=["raising"])
+    wanted = wanted.with_(projection={"follow_schema": True})
+    (wanted.folder / "raising.py").write_text(RAISING)
+    daemon = cdc_start(wanted)
+    daemon.wait_started()
+    lsn = write.commit(
+        "insert into p values (0)",
+        "insert into p values (1)",
+        "alter table t add column w int",
+        "insert into t values (2, 2)",
+    )
+    daemon.wait_for(lsn)
+    assert read.rows("select * from t") == [(2, 2)]
+    assert read.rows("select * from seen") == [(10,)]
+    assert read.value("select count(*) from cdc_quarantine") == 1
+
+
+def test_a_row_without_a_key_is_set_aside_alone(
+    write: Database,
+    read: Database,
+    configuration: Callable[..., Configuration],
+    cdc_run: Callable[..., Any],
+) -> None:
+    write.run("create table t (v text)")
+    wanted = configuration(mirrors=[{"source": "public.*", "insert_only": True}])
+    cdc_run(wanted)
+    read.run("alter table t add constraint no_bad check (v <> 'bad')")
+    write.run("insert into t values ('a')", "insert into t values ('bad')")
+    write.run("insert into t select 'b' from generate_series(1, 500)")
+    cdc_run(wanted)
+    assert read.value("select count(*) from t") == 501
+    write.run("insert into t values ('c'), ('bad')")
+    read.run("alter table t drop constraint no_bad")
+    cdc_run(wanted)
+    held = read.rows("select row_key, chain from cdc_quarantine")
+    assert (len(held), len(set(held))) == (2, 1)
+    assert "bad" not in held[0][0]
+    assert read.value("select count(*) from t") == 502
 
 
 def test_a_change_is_written_down_whole() -> None:
