@@ -14,7 +14,7 @@ demo: .venv/.installed-wheel-server ## Two throwaway databases, an application a
 	@$(BIN)/cdc demo $(ARGS)
 
 test: components .venv/.installed-dev lint ## Install what is missing, lint, run all tests (ARGS="-k lsn")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: .venv/.installed-dev ## ruff, mypy and the layers
 	$(BIN)/ruff check .

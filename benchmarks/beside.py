@@ -1,7 +1,7 @@
 """Commit to visible, of single-row transactions on one table while another one is copied.
 
 The times are those of `benchmarks.latency`; the rows those that the source committed between the
-moments at which the copy was seen to run, and to be done.
+moments at which rows were seen to be copied, and the copy to be done.
 """
 
 import time
@@ -80,6 +80,7 @@ def _follow(arena: Arena, contestant: Copying, backlog: Backlog) -> tuple[float,
     contestant.start(backlog)
     try:
         _wait(lambda: contestant.copied("ticks"), _LONGEST_SECONDS)
+        _wait(lambda: contestant.copies("items"), _LONGEST_SECONDS)
         with arena.pgbench_meanwhile(*latency.writer(arena), "-T", str(_LONGEST_SECONDS)):
             first = time.time()
             if contestant.copied("items"):

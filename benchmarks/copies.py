@@ -23,6 +23,14 @@ select exists (
     select from pg_subscription_rel where srsubstate = 'r' and srrelid = '{table}'::regclass
 )
 """
+_COPIES_NATIVE: Final = """
+select exists (
+    select from pg_stat_progress_copy where relid = '{table}'::regclass and tuples_processed > 0
+)
+"""
+_WE_COPY: Final = """
+select exists (select from cdc_copy where source = 'public.{table}' and state = 'copying')
+"""
 _COPIED_BY_US: Final = """
 select exists (select from cdc_copy where source = 'public.{table}' and state = 'done')
 """
@@ -83,6 +91,10 @@ class NativeCopy(Native):
         """Tell whether it has copied a table, and streams it."""
         return bool(self._watcher.one(_COPIED_BY_NATIVE.format(table=table)))
 
+    def copies(self, table: str) -> bool:
+        """Tell whether rows of a table are being copied."""
+        return bool(self._watcher.one(_COPIES_NATIVE.format(table=table)))
+
     def pids(self) -> Mapping[str, int]:
         return {"watcher": self._watcher.pid}
 
@@ -121,6 +133,11 @@ class OursCopy(Ours):
         self.require_alive()
         begun = self._watcher.one("select to_regclass('cdc_copy') is not null")
         return bool(begun and self._watcher.one(_COPIED_BY_US.format(table=table)))
+
+    def copies(self, table: str) -> bool:
+        """Tell whether rows of a table are being copied."""
+        self.require_alive()
+        return bool(self._watcher.one(_WE_COPY.format(table=table)))
 
     def pids(self) -> Mapping[str, int]:
         return {"daemon": self.pid, "watcher": self._watcher.pid}

@@ -21,7 +21,8 @@ class Chunk(Struct, eq=False):
     `expected` how many rows the table may have. `ordered` tells that every database puts its keys
     into the same order. `pieces` brings the rows of a table without a key, which cannot be read in
     parts, when it is placed. `in_last_pass` tells, once it is placed, that the table is not going
-    to be read again from its beginning. Of a `part` the rest follows.
+    to be read again from its beginning. Of a `part` the rest follows. `partitions` names the set of
+    partitions that the rows were read from.
     """
 
     unit: Unit
@@ -40,6 +41,7 @@ class Chunk(Struct, eq=False):
     pieces: Iterator[tuple[bytes, int]] | None = None
     in_last_pass: bool = False
     part: bool = False
+    partitions: str | None = None
 
     @property
     def size(self) -> int:

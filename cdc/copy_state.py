@@ -31,6 +31,7 @@ class Copy(Struct, frozen=True):
     `asked` counts up each time somebody asks for it anew. `reached` is the key of the last row
     copied. The rows with the keys in `again` are read once more. `passes` says how often the table
     is still read: a projector whose read table others write too may update rows that those bring.
+    `partitions` names the set of partitions that the table had when it was last read.
     """
 
     unit: Unit
@@ -40,6 +41,7 @@ class Copy(Struct, frozen=True):
     reached: Key | None = None
     again: tuple[Key, ...] = ()
     passes: int = 1
+    partitions: str | None = None
     copied: int = 0
     expected: int | None = None
     started_at: datetime | None = None

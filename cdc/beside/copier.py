@@ -133,9 +133,11 @@ class Copier:
             self._feed.wait(outstanding=_AHEAD)
             began = time.monotonic()
             opened = self._feed.open(reader, copy.unit.source)
+            partitions = reader.partitions()
             page = reader.read(after=after, rows=self._rows(size), most_bytes=size.most_bytes)
             chunk = self._chunk(copy, reader, opened, page)
             chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
+            chunk.partitions = partitions
             self._feed.offer(chunk)
             after, ends = page.last or after, page.ends
             seconds = time.monotonic() - began

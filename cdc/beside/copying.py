@@ -275,7 +275,7 @@ def _noted(copy: Copy, key: Key) -> Copy:
 def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     now = datetime.now(UTC)
     copy = replace(
-        copy,
+        _with_partitions(copy, chunk.partitions),
         state="copying",
         copied=copy.copied + chunk.count,
         expected=_expected(copy, chunk),
@@ -289,6 +289,13 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
     if copy.passes > 1:
         return replace(copy, passes=copy.passes - 1, reached=None)
     return replace(copy, state="done")
+
+
+def _with_partitions(copy: Copy, partitions: str | None) -> Copy:
+    """Have a table read once more whose partitions changed: an earlier chunk may lack their rows."""
+    changed = partitions is not None and copy.partitions not in {None, partitions}
+    passes = max(copy.passes, 2) if changed else copy.passes
+    return replace(copy, partitions=partitions or copy.partitions, passes=passes)
 
 
 def _expected(copy: Copy, chunk: Chunk) -> int | None:

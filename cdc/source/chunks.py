@@ -50,6 +50,14 @@ select pg_current_snapshot()::text,
        array_agg(a.attname::text), array_agg(a.atttypid::bigint), array_agg(a.atttypmod)
 from pg_attribute a where a.attrelid = %s and a.attnum > 0 and not a.attisdropped
 """
+_PARTITIONS: Final = """
+with recursive tree(oid, attached_by) as (
+    select %s::oid, ''
+    union all
+    select i.inhrelid, i.xmin::text from tree t join pg_inherits i on i.inhparent = t.oid
+)
+select md5(string_agg(oid || ' ' || attached_by, ',' order by oid)) from tree
+"""
 _WHOLE: Final = "set local enable_seqscan = on"
 _MARK: Final = "select pg_logical_emit_message(true, 'cdc', 'chunk') - '0/0'::pg_lsn"
 _HIDDEN: Final = "select row_security_active(%s::oid)"
@@ -161,6 +169,14 @@ class ChunkReader:
                     f"column {column.name} of table {self._table.name} changed since the catalog "
                     "was read"
                 )
+
+    def partitions(self) -> str | None:
+        """Name the set of partitions that the snapshot sees; None of an ordinary table."""
+        if not self._table.partitioned:
+            return None
+        with self._described():
+            row = self._opened().execute(_PARTITIONS, [self._table.oid]).fetchone()
+        return row[0] if row else None
 
     def read(self, *, after: Key | None, rows: int, most_bytes: int = sys.maxsize) -> Page:
         """Read the next rows after a key, or the first ones, in the key's order.

@@ -110,6 +110,7 @@ class Steps:
             self.chunks.rollback()
             snapshot = self.chunks.begin()
         step("after it was opened")
+        partitions = self.chunks.partitions()
         keys = self.copy.again if self.copy.reached and self.ended else ()
         after = self.copy.reached
         page = self.chunks.read_keys(keys) if keys else self.chunks.read(after=after, rows=rows)
@@ -129,6 +130,7 @@ class Steps:
             ends=ends if keys else page.ends,
             keys=keys,
             ordered=self.chunks.ordered,
+            partitions=partitions,
         )
         self.copying.expect()
         self.copying.arrived(chunk)
@@ -444,3 +446,29 @@ def test_a_copy_asked_for_anew_while_a_chunk_is_placed_begins_at_the_beginning(
     assert steps.copy.reached is None
     monkeypatch.undo()
     steps.finish()
+
+
+@pytest.mark.parametrize("back", ["while it is read", "after the table's end"])
+def test_the_rows_of_a_partition_that_was_away_are_copied(
+    write: Database, read: Database, configuration: Configure, back: str
+) -> None:
+    write.run(
+        "create table t (id bigint primary key, v text) partition by range (id)",
+        "create table low partition of t for values from (0) to (40)",
+        "create table high partition of t for values from (40) to (100)",
+        "insert into t select i, 'v' from generate_series(10, 60, 10) i",
+    )
+    chosen = configuration("pgoutput", mirrors=[{"source": "public.t"}])
+    steps = Steps(chosen.settings(), write, PostgresRead(read))
+    try:
+        steps.begin("first")
+        steps.chunk()
+        write.run("alter table t detach partition low")
+        steps.chunk(rows=1)
+        if back == "after the table's end":
+            steps.chunk(rows=9)
+        write.run("alter table t attach partition low for values from (0) to (40)")
+        steps.finish()
+        assert read.rows("select id from t order by id") == [(n,) for n in range(10, 70, 10)]
+    finally:
+        steps.close()
