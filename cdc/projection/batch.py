@@ -18,7 +18,7 @@ from cdc.projection.check import Check, Walk
 from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
 from cdc.projection.project import project
 from cdc.projection.projector import Projector
-from cdc.projection.quarantine import NOTHING, Held, SetAside, keys_of
+from cdc.projection.quarantine import NOTHING, Held, SetAside, keys_of, set_aside
 from cdc.projection.quarantine import Key as QuarantinedKey
 from cdc.projection.registry import Registry
 from cdc.rows import Bulk, InOrder, Rows
@@ -350,7 +350,7 @@ class Batch:
         moves = isinstance(change, Updated) and change.old_key_values is not None
         if moves or (isinstance(change, Inserted) and change.copied):
             self.in_doubt = True
-        self.aside.append(SetAside(unit, transaction, change))
+        self.aside.append(set_aside(projector, change, transaction))
         return True
 
     def _touches_held(self, bulk: Bulk) -> bool:

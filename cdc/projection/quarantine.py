@@ -11,6 +11,8 @@ from cdc.assemble import Transaction
 from cdc.change import Change, Column, Deleted, Inserted, Relation, Truncated, Updated
 from cdc.copy_state import Unit
 from cdc.names import TableName
+from cdc.projection.mirror import Masked, Mirror
+from cdc.projection.projector import Projector
 from cdc.values import UNCHANGED, Text
 
 Key = tuple[str | None, ...]
@@ -75,7 +77,18 @@ class SetAside(NamedTuple):
     unit: Unit
     transaction: Transaction
     change: Change
+    keys: tuple[Key, ...]
     error: str | None = None
+
+
+def set_aside(
+    projector: Projector, change: Change, transaction: Transaction, error: str | None = None
+) -> SetAside:
+    """Set a change aside; of a mirror, without what it does not carry into the read database."""
+    unit, keys = Unit(projector.name, change.relation.name), keys_of(change)
+    if isinstance(projector, Mirror):
+        change = projector.veiled(change)
+    return SetAside(unit, transaction, change, keys, error)
 
 
 def keys_of(change: Change) -> tuple[Key, ...]:
@@ -135,12 +148,20 @@ def _fields(change: Change) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_UNCHANGED if text is UNCHANGED else text for text in value]
-    return value
+    return list(map(_plain_text, value)) if isinstance(value, tuple) else value
+
+
+def _plain_text(text: Text) -> Any:
+    if isinstance(text, Masked):
+        return [str(text)]
+    return _UNCHANGED if text is UNCHANGED else text
 
 
 def _unplain(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(UNCHANGED if text is _UNCHANGED else text for text in value)
-    return value
+    return tuple(map(_unplain_text, value)) if isinstance(value, list) else value
+
+
+def _unplain_text(plain: Any) -> Text:
+    if isinstance(plain, list):
+        return Masked(plain[0])
+    return UNCHANGED if plain is _UNCHANGED else plain

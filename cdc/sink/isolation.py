@@ -20,7 +20,7 @@ from cdc.operation import Append, Move, Operation, Truncate
 from cdc.projection.batch import Batch, NetEffect
 from cdc.projection.project import describe, project_one
 from cdc.projection.projector import Projector
-from cdc.projection.quarantine import Held, Key, SetAside, from_json, keys_of
+from cdc.projection.quarantine import Held, Key, SetAside, from_json, keys_of, set_aside
 from cdc.projection.registry import Registry
 from cdc.sink import quarantine as storage
 from cdc.sink.engine import translated
@@ -179,7 +179,7 @@ class Isolation:
         self._aside = [
             (number, one)
             for number, one in self._aside
-            if held.of(one.unit)[keys_of(one.change)[0]] not in chains
+            if held.of(one.unit)[one.keys[0]] not in chains
         ]
         storage.forget(self._connection, self._quarantine.slot, chains)
         self._quarantine.held = held.without(chains)
@@ -196,7 +196,7 @@ class Isolation:
             quarantine.held = quarantine.held.with_(step.unit, keys)
 
     def _set_aside(self, step: _Step, error: str | None = None) -> None:
-        one = SetAside(step.unit, step.transaction, step.change, error)
+        one = set_aside(step.projector, step.change, step.transaction, error)
         self._aside.append((step.number, one))
 
     # What empties tables.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from cdc.copy_state import Unit
 from cdc.lsn import Lsn
 from cdc.names import TableName
-from cdc.projection.quarantine import Held, Key, SetAside, keys_of, to_json
+from cdc.projection.quarantine import Held, Key, SetAside, to_json
 from cdc.sink.checkpoint import METADATA
 
 Wish = Literal["replay", "drop"]
@@ -111,7 +111,7 @@ def store(
 
 
 def _row(slot: str, number: int, one: SetAside, held: Held) -> dict[str, Any]:
-    key, *old = keys_of(one.change)
+    key, *old = one.keys
     return {
         "slot": slot,
         "number": number,

@@ -25,7 +25,7 @@ from cdc.sink import checkpoint, quarantine, tables
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.values import UNCHANGED
-from tests.conftest import Configuration, Database, RunningDaemon
+from tests.conftest import Configuration, Database, RunningDaemon, until
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -541,6 +541,27 @@ def test_poison_before_a_table_is_given_a_column(
     assert read.rows("select * from t") == [(2, 2)]
     assert read.rows("select * from seen") == [(10,)]
     assert read.value("select count(*) from cdc_quarantine") == 1
+
+
+def test_what_a_mirror_leaves_out_or_masks_is_not_stored_in_quarantine(
+    write: Database,
+    read: Database,
+    configuration: Callable[..., Configuration],
+    cdc_run: Callable[..., Any],
+) -> None:
+    write.run("create table t (id int primary key, v text, a text, b text, c text)")
+    mirror = {"source": "public.t", "exclude": ["a"], "mask": {"b": "hash", "c": "null"}}
+    wanted = configuration(mirrors=[mirror])
+    cdc_run(wanted)
+    write.run(f"insert into t values (1, 'good', '{SECRET}', '{SECRET}', '{SECRET}')")
+    cdc_run(wanted)
+    read.run("alter table t add constraint no_bad check (v <> 'bad')")
+    write.run(f"insert into t values (2, 'bad', '{SECRET}', '{SECRET}', '{SECRET}')")
+    cdc_run(wanted)
+    assert SECRET not in read.value("select cdc_quarantine::text from cdc_quarantine")
+    read.run("alter table t drop constraint no_bad", "update cdc_quarantine set asked = 'replay'")
+    until(lambda: cdc_run(wanted) and read.value("select count(*) from cdc_quarantine") == 0)
+    assert len(set(read.rows("select b, c from t"))) == 1
 
 
 def test_a_row_without_a_key_is_set_aside_alone(
