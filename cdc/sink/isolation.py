@@ -98,6 +98,48 @@ def _step(number: int, projector: Projector, change: Change, transaction: Transa
     return _Step(number, projector, change, transaction, unit, keys_of(change))
 
 
+class _Projected(NamedTuple):
+    """What a change means, or why that cannot be told; and what must stay in order for it."""
+
+    step: _Step
+    operations: list[Operation]
+    error: ProjectionError | None
+    touched: frozenset[Any]
+
+
+def _projected(step: _Step) -> _Projected:
+    keys = {(step.unit, key) for key in step.keys}
+    try:
+        operations = step.operations()
+    except ProjectionError as error:
+        return _Projected(step, [], error, frozenset(keys))
+    return _Projected(step, operations, None, frozenset(keys | _read_rows(operations)))
+
+
+class _Left:
+    """The changes that were not taken, and those that wait for one: of its key, or read row."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[_Step, Failure | None]] = []
+        self._touched: set[Any] = set()
+
+    def add(self, one: _Projected, error: Failure | None) -> None:
+        """Note a change that was not taken."""
+        self._found.append((one.step, error))
+        self._touched |= one.touched
+
+    def holds_up(self, one: _Projected) -> bool:
+        """Tell whether a change cannot be tried; it is left, too."""
+        waits = not self._touched.isdisjoint(one.touched)
+        if waits or one.error is not None:
+            self.add(one, None if waits else one.error)
+        return waits or one.error is not None
+
+    def in_order(self) -> list[tuple[_Step, Failure | None]]:
+        """Give what is left."""
+        return sorted(self._found, key=lambda found: found[0].number)
+
+
 class Isolation:
     """Applies one batch, or replays some keys, inside the caller's transaction.
 
@@ -168,7 +210,9 @@ class Isolation:
         held = self._quarantine.held.of(step.unit)
         if len([key for key, chain in held.items() if chain in chains]) > 1:
             return False
-        if self._attempt(step, check=True) is not None:
+        left = _Left()
+        self._try([_projected(step)], left, check=True)
+        if left.in_order():
             return False
         self._release(chains)
         return True
@@ -222,75 +266,41 @@ class Isolation:
     # What is not in quarantine.
 
     def _apply_run(self, steps: list[_Step], *, check: bool) -> None:
-        """Try in whole sets; one by one where that is refused. `check`: deferred constraints."""
-        if len(steps) > 1 and self._at_once(steps, check=check):
-            return
-        self._each(steps, check=check)
-
-    def _at_once(self, steps: list[_Step], *, check: bool) -> bool:
-        together = NetEffect()
-        try:
-            of = [(step, step.operations()) for step in steps]
-        except ProjectionError:
-            return False
-        for operation in (operation for _, operations in of for operation in operations):
-            together.add(operation)
-        if self._take(together, check=check, in_sets=True) is not None:
-            return False
-        for step, operations in of:
-            self._count(step, operations)
-        return True
-
-    def _each(self, steps: list[_Step], *, check: bool) -> None:
-        """Apply one by one, as often as that brings more of them in; what is left is poison.
+        """Apply what can be, as often as that brings more in; what is left is poison.
 
         A child may come before its parent: what is refused is tried again after the others.
+        `check`: deferred constraints, too.
         """
         while steps:
-            left = self._round(steps, check=check)
-            if len(left) < len(steps):
-                steps = [step for step, _ in left]
+            left = _Left()
+            self._try(list(map(_projected, steps)), left, check=check)
+            still = left.in_order()
+            if len(still) < len(steps):
+                steps = [step for step, _ in still]
                 continue
-            for step, error in left:
+            for step, error in still:
                 if error is not None:
                     self._isolate(step, error)
-            steps = self._free(step for step, error in left if error is None)
+            steps = self._free(step for step, error in still if error is None)
 
-    def _round(self, steps: list[_Step], *, check: bool) -> list[tuple[_Step, Failure | None]]:
-        """Try each; give those that were refused, or whose key or read row others wait for."""
-        left: list[tuple[_Step, Failure | None]] = []
-        waiting: set[Any] = set()
-        for step in steps:
-            error: Failure | None = None
-            touched: set[Any] = {(step.unit, key) for key in step.keys}
-            try:
-                operations = step.operations()
-                touched |= _read_rows(operations)
-                if waiting.isdisjoint(touched):
-                    error = self._attempt(step, operations, check=check)
-                    if error is None:
-                        continue
-            except ProjectionError as failed:
-                error = failed
-            waiting |= touched
-            left.append((step, error))
-        return left
-
-    def _attempt(
-        self, step: _Step, operations: list[Operation] | None = None, *, check: bool
-    ) -> Failure | None:
-        """Apply a change alone; give what kept it from being taken."""
-        try:
-            wanted = step.operations() if operations is None else operations
-        except ProjectionError as error:
-            return error
-        alone = NetEffect()
-        for operation in wanted:
-            alone.add(operation)
-        refused = self._take(alone, check=check)
+    def _try(self, projected: list[_Projected], left: "_Left", *, check: bool) -> None:
+        """Apply in a whole set what does not wait for what is left; halve it while refused."""
+        free = [one for one in projected if not left.holds_up(one)]
+        if not free:
+            return
+        effect = NetEffect()
+        for operation in (operation for one in free for operation in one.operations):
+            effect.add(operation)
+        refused = self._take(effect, check=check, in_sets=len(free) > 1)
         if refused is None:
-            self._count(step, wanted)
-        return refused
+            for one in free:
+                self._count(one.step, one.operations)
+        elif len(free) == 1:
+            left.add(free[0], refused)
+        else:
+            middle = len(free) // 2
+            self._try(free[:middle], left, check=check)
+            self._try(free[middle:], left, check=check)
 
     def _take(self, effect: NetEffect, *, check: bool, in_sets: bool = False) -> RowsRefused | None:
         """Write an effect; give the error, with nothing changed, where it is refused."""

@@ -106,8 +106,8 @@ def store(
     """Store changes, each with its number."""
     now = datetime.now(UTC)
     rows = [_row(slot, number, one, held) | {"set_aside_at": now} for number, one in numbered]
-    for row in rows:  # one by one: each may be as large as a statement can be
-        connection.execute(sa.insert(TABLE), row)
+    if rows:
+        connection.execute(sa.insert(TABLE), rows)
 
 
 def _row(slot: str, number: int, one: SetAside, held: Held) -> dict[str, Any]:
