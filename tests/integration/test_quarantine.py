@@ -486,7 +486,7 @@ def test_rows_that_are_not_in_quarantine_are_the_sources_and_after_a_replay_all_
         source[key] = value()
         return updated(key, source[key])
 
-    for _ in range(12):
+    for _ in range(10):
         transactions = [
             sink.transaction(*(change() for _ in range(chance.randrange(1, 5))))
             for _ in range(chance.randrange(1, 4))
