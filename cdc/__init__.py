@@ -4,6 +4,7 @@ from cdc.change import Change, Deleted, Inserted, Row, Truncated, Updated
 from cdc.operation import Delete, Operation, Truncate, Update, Upsert
 from cdc.projection.projector import projector
 from cdc.values import UNCHANGED
+from cdc.wait import wait_for, wait_for_async
 
 __all__ = [
     "UNCHANGED",
@@ -19,4 +20,6 @@ __all__ = [
     "Updated",
     "Upsert",
     "projector",
+    "wait_for",
+    "wait_for_async",
 ]

@@ -292,7 +292,7 @@ def _moved_on(copy: Copy, chunk: Chunk) -> Copy:
 
 
 def _with_partitions(copy: Copy, partitions: str | None) -> Copy:
-    """Have a table read once more whose partitions changed: an earlier chunk may lack their rows."""
+    """Have a table read once more whose partitions changed: earlier chunks may lack rows."""
     changed = partitions is not None and copy.partitions not in {None, partitions}
     passes = max(copy.passes, 2) if changed else copy.passes
     return replace(copy, partitions=partitions or copy.partitions, passes=passes)
