@@ -344,7 +344,7 @@ class Batch:
         if isinstance(change, Truncated):
             self.in_doubt = True
             return False
-        known = [key in keys for key in keys_of(change)]
+        known = [key in keys for key in keys_of(projector, change)]
         if not any(known):
             return False
         moves = isinstance(change, Updated) and change.old_key_values is not None

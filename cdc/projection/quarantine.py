@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from cdc.assemble import Transaction
 from cdc.change import Change, Column, Deleted, Inserted, Relation, Truncated, Updated
@@ -85,29 +85,35 @@ def set_aside(
     projector: Projector, change: Change, transaction: Transaction, error: str | None = None
 ) -> SetAside:
     """Set a change aside; of a mirror, without what it does not carry into the read database."""
-    unit, keys = Unit(projector.name, change.relation.name), keys_of(change)
+    unit, keys = Unit(projector.name, change.relation.name), keys_of(projector, change)
     if isinstance(projector, Mirror):
         change = projector.veiled(change)
     return SetAside(unit, transaction, change, keys, error)
 
 
-def keys_of(change: Change) -> tuple[Key, ...]:
+def keys_of(projector: Projector, change: Change) -> tuple[Key, ...]:
     """Give a change's key; where it changed the key, the old one too."""
     if isinstance(change, Truncated):
         return ()
+    if not change.relation.key:
+        return (_digest(projector, change),)
     if isinstance(change, Deleted):
-        return (change.key_values or _digest(change.old_values),)  # type: ignore[return-value]
-    key: Any = change.relation.key_of(change.values)
-    if not key:
-        return (_digest(change.values),)
+        return (_as_key(change.key_values),)
+    key = _as_key(change.relation.key_of(change.values))
     if isinstance(change, Updated) and change.old_key_values is not None:
-        old: Any = change.old_key_values
-        return (key, old)
+        return (key, _as_key(change.old_key_values))
     return (key,)
 
 
-def _digest(values: tuple[Text, ...] | None) -> Key:
-    """Tell rows without a key apart without showing them."""
+def _as_key(values: tuple[Text, ...]) -> Key:
+    return cast("Key", values)  # a key is always sent
+
+
+def _digest(projector: Projector, change: Change) -> Key:
+    """Tell rows without a key apart without showing them, or what a mirror masks of them."""
+    if isinstance(projector, Mirror):
+        change = projector.veiled(change)
+    values = () if isinstance(change, Deleted | Truncated) else change.values
     return (sha256(repr(values).encode()).hexdigest(),)
 
 

@@ -95,7 +95,7 @@ class _Step:
 
 def _step(number: int, projector: Projector, change: Change, transaction: Transaction) -> _Step:
     unit = Unit(projector.name, change.relation.name)
-    return _Step(number, projector, change, transaction, unit, keys_of(change))
+    return _Step(number, projector, change, transaction, unit, keys_of(projector, change))
 
 
 class _Projected(NamedTuple):
