@@ -118,17 +118,16 @@ class Answers:
         }
 
     def _projectors(self) -> list[dict[str, Any]]:
-        plan, operations = self._session.plan, self._metrics.operations()
-        names = [projector.name for projector in plan.registry.projectors] if plan else []
+        plan, metrics = self._session.plan, self._metrics
+        operations, quarantined = metrics.operations(), self._writer.held.counts()
         return [
             {
                 "name": name,
                 "operations": operations.get(name, 0),
-                "operations_per_second": round(
-                    self._metrics.history.operations_per_second(name), 1
-                ),
+                "operations_per_second": round(metrics.history.operations_per_second(name), 1),
+                "quarantined_keys": quarantined[name],
             }
-            for name in names
+            for name in (projector.name for projector in (plan.registry.projectors if plan else ()))
         ]
 
 

@@ -67,7 +67,11 @@ class Daemon:
             self._lookout,
             seconds=settings.source.silence_seconds,
         )
-        self._writer = Writer(self._engine(), settings.source.slot)
+        self._writer = Writer(
+            self._engine(),
+            settings.source.slot,
+            quarantine_limit=settings.projection.keys_set_aside,
+        )
         databases = Databases(self._opener, self._writer, self._engine(reading=True))
         self._session = Session(settings, databases, self._metrics, until=until)
         self._stop = threading.Event()
