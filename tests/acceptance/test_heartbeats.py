@@ -68,14 +68,14 @@ def test_a_daemon_that_stands_by_sends_none_until_it_takes_over(one_pipeline):
     pipeline = one_pipeline
     pipeline.source("create table t (id int primary key)")
     pipeline.mirror("public.t")
-    first = pipeline.start(CDC_SOURCE__HEARTBEAT_SECONDS="0", CDC_DAEMON__STUCK_SECONDS="1")
+    first = pipeline.start(CDC_SOURCE__HEARTBEAT_SECONDS="0", CDC_DAEMON__STUCK_SECONDS="2")
     pipeline.caught_up()
     slot = f"{pipeline.name}_counts"
     pipeline.source(f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')")
     second = pipeline.start(CDC_SOURCE__HEARTBEAT_SECONDS="1")
     url = pipeline.url(second)
     retried = 'cdc_retries_total{reason="locked",target="read"}'
-    until(lambda: metric(url, retried) >= 4, what="it has stood by for some seconds")
+    until(lambda: metric(url, retried) >= 5, what="it has stood by for some seconds")
     assert heartbeats(pipeline) == 0
     assert " stuck " not in pipeline.log(first)  # it has been idle for longer than that
     first.kill()
