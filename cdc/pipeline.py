@@ -84,6 +84,7 @@ class Pipeline:
     _offered_lsn: Lsn = field(init=False)
     _idle_due: float = field(default=0.0, init=False)
     _awaited: bool = field(default=False, init=False)
+    _given_up: bool = field(default=False, init=False)
     _writing: bool = field(default=False, init=False)
     _rounds: int = field(default=0, init=False)
 
@@ -122,6 +123,7 @@ class Pipeline:
             if steps != self.writer.steps:
                 steps, since = self.writer.steps, time.monotonic()
             elif self._errors and time.monotonic() - since > _UNMOVED_SECONDS:
+                self._given_up = True
                 self.writer.interrupt()
                 since = time.monotonic()
 
@@ -333,8 +335,8 @@ class Pipeline:
         self._acknowledge()
 
     def _apply(self, batch: Batch) -> None:
-        """Write a batch; what has ended for a failure meanwhile is not tried again."""
-        if self._errors:
+        """Write a batch; one that was given up is not tried again."""
+        if self._given_up:
             raise Stopped
         self.writer.apply(batch)
 

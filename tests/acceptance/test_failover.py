@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdc.servers import Server, find_installed, find_wheel
+from tests import roles
 from tests.acceptance.conftest import FAST, SECONDS, Pipeline, until
 from tests.conftest import require
 
@@ -49,8 +50,14 @@ def test_either_server_restarts_or_crashes_and_nothing_is_lost(tmp_path):
     with (
         Server(find_installed(), FAST) as write,
         Server(find_installed(), FAST) as read,
-        pipeline_of(write, read, tmp_path) as pipeline,
     ):
+        roles.prepare_write(write)
+        roles.prepare_read(read)
+        restarted(write, read, tmp_path)
+
+
+def restarted(write: Server, read: Server, folder: Path) -> None:
+    with pipeline_of(write, read, folder) as pipeline:
         process = pipeline.start()
         pipeline.caught_up()
         for number, (server, mode) in enumerate((s, m) for s in (write, read) for m in MODES):
@@ -111,7 +118,7 @@ def standby_of(primary: Server, name: str) -> Standby:
 
 def at(pipeline: Pipeline, server: Server) -> dict[str, str]:
     """Have the daemon reach another write database."""
-    return {"CDC_SOURCE__DSN": server.dsn(pipeline.name)}
+    return {"CDC_SOURCE__DSN": server.dsn(pipeline.name, roles.write_role(pipeline.plugin))}
 
 
 def position(server: Server) -> int:
@@ -121,6 +128,7 @@ def position(server: Server) -> int:
 def test_a_promoted_standby_without_the_slot_is_refused_and_resync_heals_it(tmp_path, read):
     require(find_installed(), "a Postgres server")
     with Server(find_installed(), FAST) as primary:
+        roles.prepare_write(primary)
         standby = standby_of(primary, "physical")
         with pipeline_of(primary, read, tmp_path) as pipeline, standby:
             process = pipeline.start()
@@ -160,10 +168,13 @@ def test_a_failover_slot_goes_on_unless_the_standby_lacks_what_was_read(tmp_path
     """The first standby that is promoted has all that the read database has, the second has not."""
     require(find_wheel(), "a Postgres server of version 17 or newer")
     with Server(find_wheel(), {**FAST, "synchronized_standby_slots": "physical"}) as primary:
+        roles.prepare_write(primary)
         second = standby_of(primary, "physical")
         with pipeline_of(primary, read, tmp_path) as pipeline, second:
             hosts = f"127.0.0.1:{primary.port},127.0.0.1:{second.port}"
-            dsn = second.dsn(pipeline.name).replace(f"127.0.0.1:{second.port}", hosts)
+            dsn = second.dsn(pipeline.name, roles.write_role(pipeline.plugin)).replace(
+                f"127.0.0.1:{second.port}", hosts
+            )
             both = {
                 "CDC_SOURCE__DSN": f"{dsn}?target_session_attrs=read-write",
                 "CDC_SOURCE__FAILOVER": "true",
