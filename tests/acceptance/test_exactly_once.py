@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from cdc.servers import Server
+from tests import roles
 from tests.acceptance.conftest import FAST, Pipeline, until
 from tests.conftest import installation, require
 
@@ -244,6 +245,7 @@ def queued(url: str) -> int:
 def test_a_fast_shutdown_of_the_write_server_does_not_hang(tmp_path, read, rows):
     """Not while the read side is blocked, nor with the queue full; and streaming goes on after."""
     with Server(installation(), FAST) as server:
+        roles.prepare_write(server)
         pipeline = Pipeline(server, read, tmp_path, "pgoutput")
         pipeline.source("create table t (id int primary key, v text)")
         pipeline.mirror("public.t")

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from cdc.servers import Server
+from tests import roles
 from tests.acceptance.conftest import FAST, SECONDS, Pipeline, until
 from tests.acceptance.test_copy_command import start, stop
 from tests.acceptance.test_stuck import waits_for_lock
@@ -24,6 +25,7 @@ def small_write() -> Iterator[Server]:
     """A write database that keeps little WAL for a slot."""
     small = {"max_slot_wal_keep_size": "16MB", "max_wal_size": "64MB"}
     with Server(installation(), {**FAST, **small}) as server:
+        roles.prepare_write(server)
         yield server
 
 
