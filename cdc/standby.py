@@ -7,7 +7,8 @@ client, does no work that could be lost: what it may still believe is held off b
 compare-and-set.
 
 The other way round, a daemon that streams but is cut off from the read database has let go of the
-lock, and cannot take it again. Who can takes the slot from it.
+lock, and cannot take it again. Who can takes the slot from it; but only from one that was seen to
+hold the lock, for another one may write to another read database, by mistake or not.
 """
 
 import logging
@@ -34,6 +35,7 @@ class Standby:
         self._slot = slot
         self._seconds = seconds
         self._unread_since: float | None = None
+        self._seen_locked = False
         self._unlocked_since: float | None = None
 
     def open(self, writer: Writer) -> sa.Connection:
@@ -41,7 +43,7 @@ class Standby:
         try:
             connection = writer.open()
         except ReadLocked:
-            self._unlocked_since = None
+            self._seen_locked, self._unlocked_since = True, None
             if self._unread_for_long():
                 writer.end_silent_holder(seconds=self._seconds)
             raise
@@ -50,10 +52,12 @@ class Standby:
 
     def streams(self) -> None:
         """Note that the slot is ours: there is nothing to stand by for."""
-        self._unlocked_since = None
+        self._seen_locked, self._unlocked_since = False, None
 
     def slot_taken(self) -> None:
         """Note that the lock was free and the slot is read; end a daemon that goes on so."""
+        if not self._seen_locked:
+            return
         now = time.monotonic()
         if self._unlocked_since is None:
             self._unlocked_since = now

@@ -122,11 +122,15 @@ class Database:
     @property
     def url(self) -> str:
         """The daemon's, of a read database."""
-        return self.server.url(self.name, roles.DAEMON)
+        return self.server.url(self.name, self._role(roles.DAEMON))
 
     def daemon_dsn(self, plugin: str) -> str:
         """The daemon's, of a write database."""
-        return self.server.dsn(self.name, roles.write_role(plugin))
+        return self.server.dsn(self.name, self._role(roles.write_role(plugin)))
+
+    def _role(self, name: str) -> str:
+        """Of a server that a test has made for itself, the superuser."""
+        return name if roles.has(self.server, name) else "postgres"
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
         return psycopg.connect(self.dsn, autocommit=autocommit)

@@ -43,7 +43,9 @@ def shipped(name: str) -> str:
 
 
 def prepare_write(server: Server) -> None:
-    """Make the roles of a write database; grant in databases made from now on."""
+    """Make the roles of a write database, once; grant in databases made from now on."""
+    if has(server, PUBLISHER):
+        return
     server.psql(shipped("postgres/write-role.sql"), "template1")
     server.psql(
         f"create role {OWNER}; create role {PUBLISHER} login replication; "
@@ -54,13 +56,20 @@ def prepare_write(server: Server) -> None:
 
 
 def prepare_read(server: Server) -> None:
-    """Make the role of a read database; its schema is in databases made from now on."""
+    """Make the role of a read database, once; its schema is in databases made from now on."""
+    if has(server, DAEMON):
+        return
     server.psql(shipped("postgres/read-role.sql"), "template1")
     server.psql(
         "alter role postgres set search_path = cdc, public;"
         + _HAND_OVER.replace("{owner}", DAEMON),
         "template1",
     )
+
+
+def has(server: Server, role: str) -> bool:
+    """Tell whether a server has been prepared with a role."""
+    return bool(server.psql(f"select 1 from pg_roles where rolname = '{role}'"))
 
 
 def write_role(plugin: str) -> str:

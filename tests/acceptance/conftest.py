@@ -23,14 +23,12 @@ FAST = {"fsync": False, "max_connections": 60}
 @pytest.fixture(scope="session")
 def write() -> Iterator[Server]:
     with Server(installation(), {**FAST, "wal_sender_timeout": "5s"}) as server:
-        roles.prepare_write(server)
         yield server
 
 
 @pytest.fixture(scope="session")
 def read() -> Iterator[Server]:
     with Server(installation(), FAST) as server:
-        roles.prepare_read(server)
         yield server
 
 
@@ -53,6 +51,8 @@ class Pipeline:
         self.folder = folder
         self.config = folder / "cdc.toml"
         self.processes: list[subprocess.Popen[str]] = []
+        roles.prepare_write(write)
+        roles.prepare_read(read)
         write.create_database(self.name)
         write.psql(f"alter database {self.name} owner to {roles.OWNER}")
         read.create_database(self.name)

@@ -88,6 +88,7 @@ class Pipeline:
         self.write, self.store, self.folder = write, store, folder
         self.name = f"t_{os.urandom(5).hex()}"
         self.processes: list[subprocess.Popen[bytes]] = []
+        roles.prepare_write(write)
         write.create_database(self.name)
         write.psql(f"alter database {self.name} owner to {roles.OWNER}")
         sections = {
