@@ -343,13 +343,11 @@ class Isolation:
         if quarantine.limit is None or of_table:
             raise error if isinstance(error, ProjectionError) else _write_refused(step, error)
         said = _said(error)
-        if self._quarantine.held.chains_of(step.unit, step.keys):
-            chains = self._quarantine.held.chains_of(step.unit, step.keys)
-            self._hold(step, chains[0], also=chains[1:])
-        else:
-            self._hold(step, quarantine.next())
-            columns = step.change.relation.key
-            quarantine.news.append(News(step.unit, columns, said))
+        chains = quarantine.held.chains_of(step.unit, step.keys)
+        if not chains:
+            chains = [quarantine.next()]
+            quarantine.news.append(News(step.unit, step.change.relation.key, said))
+        self._hold(step, chains[0], also=chains[1:])
         self._set_aside(step, said)
         self._require_room(said)
 
