@@ -84,6 +84,16 @@ def test_the_make_targets_that_are_named_exist():
         assert set(re.findall(r"`make ([a-z]+)", page.read_text())) <= targets
 
 
+def test_every_fault_names_tests_that_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    defined = "".join(page.read_text() for page in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"::(test_\w+)", text))
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in defined} == set()
+    for row in re.findall(r"^\| (?!fault|---).*$", text, re.MULTILINE):
+        assert re.search(r"test_\w+|tests/|the same", row.rpartition(" | ")[2]), row
+
+
 def test_every_exit_code_of_a_refused_start_is_in_the_table():
     text = (ROOT / "docs" / "architecture.md").read_text()
     from cdc.errors import StartRefused
