@@ -21,7 +21,8 @@ set search_path = pg_catalog as $$
 declare made record;
 begin
     for made in select * from pg_event_trigger_ddl_commands()
-        where object_type in ('table', 'schema') and schema_name is distinct from 'pg_temp'
+        where schema_name is distinct from 'pg_temp' and (object_type in ('table', 'schema')
+              or object_type = 'sequence' and tg_tag = 'CREATE SEQUENCE')  -- else a column's
     loop
         execute format('alter %s %s owner to {owner}', made.object_type, made.object_identity);
         if made.object_type = 'schema' then
@@ -32,7 +33,8 @@ begin
     end loop;
 end $$;
 create event trigger hand_over on ddl_command_end
-    when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE SCHEMA')
+    when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE SCHEMA',
+                 'CREATE SEQUENCE')
     execute function hand_over();
 """
 
