@@ -20,6 +20,7 @@ from cdc.operate import setup
 from cdc.source.connection import Connection, connect, connect_replication
 from cdc.source.slot import read_slot
 from cdc.source.slot_creation import create_slot
+from tests import roles
 from tests.conftest import Configuration, Database, RunningDaemon, environment, until
 
 Configure = Callable[..., Configuration]
@@ -31,6 +32,15 @@ SAYS = "creating the slot waits for transactions that write"
 @pytest.fixture(autouse=True)
 def _tables(write: Database) -> None:
     write.run("create table t (id int primary key, v text)")
+
+
+@pytest.fixture
+def sees_ages(write: Database) -> Iterator[None]:
+    """Let the daemon's roles see since when others' transactions run."""
+    granted = f"pg_read_all_stats {{}} {roles.DAEMON}, {roles.PUBLISHER}"
+    write.run("grant " + granted.format("to"))
+    yield
+    write.run("revoke " + granted.format("from"))
 
 
 @pytest.fixture
@@ -66,6 +76,7 @@ def intents(read: Database) -> list[tuple[Any, ...]]:
     return read.rows("select slot, lsn from cdc_checkpoint")
 
 
+@pytest.mark.usefixtures("sees_ages")
 def test_a_set_up_that_waits_too_long_names_who_is_writing_and_leaves_nothing_behind(
     write: Database,
     read: Database,
@@ -290,6 +301,7 @@ def test_a_connection_that_breaks_meanwhile_leaves_the_intent_for_the_slot_that_
 # The daemon.
 
 
+@pytest.mark.usefixtures("sees_ages")
 def test_a_daemon_that_waits_too_long_ends_with_the_error(
     write: Database,
     read: Database,
@@ -328,6 +340,7 @@ def test_a_signal_while_it_waits_ends_it_at_once_with_nothing_left(
     assert intents(read) == []
 
 
+@pytest.mark.usefixtures("sees_ages")
 def test_where_the_daemon_is_held_up_the_server_gives_up_by_itself(
     write: Database,
     read: Database,
