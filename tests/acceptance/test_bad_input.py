@@ -9,7 +9,6 @@ from cdc.servers import Server, find
 from tests.acceptance.conftest import FAST, Pipeline, until
 from tests.conftest import installation
 
-
 STOPS = {"CDC_PROJECTION__ON_ERROR": "stop"}
 
 
