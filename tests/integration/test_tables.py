@@ -70,8 +70,8 @@ def test_every_kind_of_column_fits_once_it_is_made(connection: sa.Connection) ->
     assert misfit(connection, table()) is None
 
 
-def test_a_table_in_a_schema_of_its_own(connection: sa.Connection) -> None:
-    connection.exec_driver_sql('create schema "My Schema"')
+def test_a_table_in_a_schema_of_its_own(read: Database, connection: sa.Connection) -> None:
+    read.run('create schema "My Schema"')
     connection.exec_driver_sql("create table t (id text)")
     wanted = table(schema="My Schema")
     make(connection, wanted)
