@@ -1,0 +1,110 @@
+"""What the application writes, and what must be in the read database therefore."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+ACCOUNTS = 3000
+LARGE = 6000  # rows: more than one piece
+_LONG = "repeat(md5(random()::text), 100)"  # kept out of line, and not sent when unchanged
+
+SCHEMA = f"""
+create table account (id bigint primary key, balance bigint not null, note text not null);
+alter table account alter note set storage external;
+create table large (id bigint primary key, version bigint not null, filling text not null);
+create table journal (transaction bigint not null, account bigint not null);
+insert into account select g, g, case when g % 10 = 0 then {_LONG} else 'note ' || g end
+    from generate_series(1, {ACCOUNTS}) g;
+insert into large select g, 0, 'filling ' || g from generate_series(1, {LARGE}) g;
+insert into journal select 0, g from generate_series(1, 100) g;
+"""
+MIRRORS = [
+    {"source": "public.account"},
+    {"source": "public.large"},
+    {"source": "public.journal", "insert_only": True},
+]
+MODULE = "tests.chaos.read_models"
+
+# What each read table holds, worked out from the source alone.
+ORACLE = {
+    "account": ("select id, balance, note from account", "select id, balance, note from account"),
+    "large": ("select id, version, filling from large", "select id, version, filling from large"),
+    "journal": ("select transaction, account from journal",) * 2,
+    "summary": (
+        "select id, 2 * balance, upper(note) from account",
+        "select id, twice, loud from summary",
+    ),
+}
+
+
+class Workload:
+    """Transactions of an application, by chance. Each notes itself in the journal, once."""
+
+    def __init__(self, dsn: str, *, seed: int) -> None:
+        self._connection = psycopg.connect(dsn, autocommit=True)
+        self._chance = random.Random(seed)
+        self.transactions = 0
+        self._next_account = ACCOUNTS
+
+    def create(self) -> None:
+        """Make the tables, with rows from before."""
+        self._connection.execute(SCHEMA)
+
+    def step(self) -> None:
+        """Commit one transaction."""
+        self.transactions += 1
+        choices = [self._move_money] * 60 + [self._open] * 10 + [self._close] * 8
+        choices += [self._renumber] * 5 + [self._annotate] * 10 + [self._roll_back] * 5
+        choices += [self._rewrite_all] * 2
+        with self._connection.transaction() as transaction:
+            self._chance.choice(choices)()
+            self._run(
+                "insert into journal values (%s, %s)", self.transactions, self._chance.randrange(9)
+            )
+            if self._chance.random() < 0.05:
+                raise psycopg.Rollback(transaction)
+
+    def _run(self, statement: str, *parameters: object) -> None:
+        self._connection.execute(sql.SQL(statement), parameters or None)
+
+    def _some(self) -> int:
+        return self._chance.randint(1, self._next_account)
+
+    def _move_money(self) -> None:
+        for amount in (-7, 7):
+            statement = "update account set balance = balance + %s where id = %s"
+            self._run(statement, amount, self._some())
+
+    def _open(self) -> None:
+        self._next_account += 1
+        note = _LONG if self._next_account % 3 else "'short'"
+        self._run(f"insert into account values (%s, 0, {note})", self._next_account)
+
+    def _close(self) -> None:
+        self._run("delete from account where id = %s", self._some())
+
+    def _renumber(self) -> None:
+        self._next_account += 1
+        new = self._next_account
+        self._run("update account set id = %s where id = %s", new, self._some())
+
+    def _annotate(self) -> None:
+        self._run(f"update account set note = {_LONG} where id = %s", self._some())
+
+    def _roll_back(self) -> None:
+        with self._connection.transaction() as inner:
+            self._move_money()
+            raise psycopg.Rollback(inner)
+
+    def _rewrite_all(self) -> None:
+        self._run("update large set version = version + 1")
+
+    def expected(self, table: str) -> Counter[tuple[Any, ...]]:
+        """Give the rows that a read table must hold, with how often."""
+        return Counter(self._connection.execute(sql.SQL(ORACLE[table][0])).fetchall())
+
+    def close(self) -> None:
+        self._connection.close()
