@@ -92,10 +92,13 @@ class Campaign:
         return self._chance.sample(points, len(points))
 
     def run(self, *, kills: int = 0, seconds: float = 0) -> Outcome:
-        """Kill so often and for so long, then let one life finish, and compare."""
+        """Kill so often and for so long, then let one life finish, and compare.
+
+        While the slot is created the application pauses: creation waits for open transactions.
+        """
         deadline = time.monotonic() + seconds
         for point in AT_BEGIN:
-            self._life(point, hit=1)
+            self._life(point, hit=1, writes=False)
         while self.outcome.kills.total() < kills or time.monotonic() < deadline:
             self._next_life()
             if self.outcome.failures:
@@ -115,7 +118,7 @@ class Campaign:
         command = ["run", "--config", str(self._config), *arguments]
         return Life(command, self._log, at=at, hit=hit)
 
-    def _life(self, point: str, *, hit: int) -> None:
+    def _life(self, point: str, *, hit: int, writes: bool = True) -> None:
         """Let one life run into its end, while the application writes."""
         named = None if point == AT_RANDOM else point
         life = self._start(at=named, hit=hit)
@@ -123,7 +126,8 @@ class Campaign:
         before_streaming = self._chance.random() < 0.3
         began, ends = time.monotonic(), float("inf")
         while not life.ended(_TURN_SECONDS):
-            self.workload.step()
+            if writes:
+                self.workload.step()
             now = time.monotonic()
             if named is None and ends == float("inf") and (before_streaming or life.streaming):
                 ends = now + moment
@@ -151,6 +155,7 @@ class Campaign:
         engine.dispose()
 
     def _finish(self) -> None:
+        self.workload.settle()
         life = self._start("--until", "now")
         if not life.ended(10 * _PATIENCE_SECONDS):
             self.outcome.failures.append("the last life did not come to its end")

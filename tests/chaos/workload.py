@@ -9,6 +9,7 @@ from psycopg import sql
 
 ACCOUNTS = 3000
 LARGE = 6000  # rows: more than one piece
+_SLOW_ACCOUNTS = 50  # those of the transactions that stay open: nobody waits for a lock
 _LONG = "repeat(md5(random()::text), 100)"  # kept out of line, and not sent when unchanged
 
 SCHEMA = f"""
@@ -45,6 +46,8 @@ class Workload:
 
     def __init__(self, dsn: str, *, seed: int) -> None:
         self._connection = psycopg.connect(dsn, autocommit=True)
+        self._slow = psycopg.connect(dsn)
+        self._slow_writes = False
         self._chance = random.Random(seed)
         self.transactions = 0
         self._next_account = ACCOUNTS
@@ -54,7 +57,9 @@ class Workload:
         self._connection.execute(SCHEMA)
 
     def step(self) -> None:
-        """Commit one transaction."""
+        """Commit one transaction; another one may stay open meanwhile, or end."""
+        if self._chance.random() < 0.2:
+            self._step_slowly()
         self.transactions += 1
         choices = [self._move_money] * 60 + [self._open] * 10 + [self._close] * 8
         choices += [self._renumber] * 5 + [self._annotate] * 10 + [self._roll_back] * 5
@@ -67,11 +72,25 @@ class Workload:
             if self._chance.random() < 0.05:
                 raise psycopg.Rollback(transaction)
 
+    def _step_slowly(self) -> None:
+        """Begin, go on with or end a transaction that others overtake."""
+        if self._slow_writes and self._chance.random() < 0.3:
+            end = self._slow.commit if self._chance.random() < 0.8 else self._slow.rollback
+            end()
+            self._slow_writes = False
+            return
+        if not self._slow_writes:
+            self.transactions += 1
+            self._slow.execute("insert into journal values (%s, -1)", [self.transactions])
+            self._slow_writes = True
+        for_them = self._chance.randint(1, _SLOW_ACCOUNTS)
+        self._slow.execute("update account set balance = balance + 1 where id = %s", [for_them])
+
     def _run(self, statement: str, *parameters: object) -> None:
         self._connection.execute(sql.SQL(statement), parameters or None)
 
     def _some(self) -> int:
-        return self._chance.randint(1, self._next_account)
+        return self._chance.randint(_SLOW_ACCOUNTS + 1, self._next_account)
 
     def _move_money(self) -> None:
         for amount in (-7, 7):
@@ -106,5 +125,11 @@ class Workload:
         """Give the rows that a read table must hold, with how often."""
         return Counter(self._connection.execute(sql.SQL(ORACLE[table][0])).fetchall())
 
+    def settle(self) -> None:
+        """Commit what is open."""
+        self._slow.commit()
+        self._slow_writes = False
+
     def close(self) -> None:
+        self._slow.close()
         self._connection.close()
