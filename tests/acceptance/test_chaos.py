@@ -44,7 +44,6 @@ def test_killed_at_every_step_nothing_is_lost_and_nothing_doubled(
 ):
     read = request.node.callspec.params["campaign"]
     outcome = campaign.run(kills=KILLS[read])
-    print(outcome)
     assert outcome.clean, outcome
     assert outcome.kills.total() >= KILLS[read]
     assert outcome.transactions > KILLS[read]

@@ -82,7 +82,7 @@ class Campaign:
         self.workload.create()
         self.outcome = Outcome()
         on_the_way = [*ON_THE_WAY, COMMIT_SENT] if self._is_postgres else ON_THE_WAY
-        self._points = cycle(self._mixed([*on_the_way, *IN_COPIES, AT_RANDOM, AT_RANDOM]))
+        self._points = cycle(self._mixed([*on_the_way, *IN_COPIES, *[AT_RANDOM] * 6]))
 
     @property
     def _is_postgres(self) -> bool:
