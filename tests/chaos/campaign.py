@@ -174,7 +174,7 @@ class Campaign:
 
     def _note(self, table: str, expected: Counter[Any], found: Counter[Any]) -> None:
         if table == "journal":
-            self.outcome.transactions = len({transaction for transaction, _ in expected})
+            self.outcome.transactions = len({number for number, _ in expected})
         if lost := (expected - found).total():
             self.outcome.lost[table] = lost
         if doubled := (found - expected).total():

@@ -16,7 +16,7 @@ SCHEMA = f"""
 create table account (id bigint primary key, balance bigint not null, note text not null);
 alter table account alter note set storage external;
 create table large (id bigint primary key, version bigint not null, filling text not null);
-create table journal (transaction bigint not null, account bigint not null);
+create table journal (number bigint not null, account bigint not null);
 insert into account select g, g, case when g % 10 = 0 then {_LONG} else 'note ' || g end
     from generate_series(1, {ACCOUNTS}) g;
 insert into large select g, 0, 'filling ' || g from generate_series(1, {LARGE}) g;
@@ -33,7 +33,7 @@ MODULE = "tests.chaos.read_models"
 ORACLE = {
     "account": ("select id, balance, note from account", "select id, balance, note from account"),
     "large": ("select id, version, filling from large", "select id, version, filling from large"),
-    "journal": ("select transaction, account from journal",) * 2,
+    "journal": ("select number, account from journal",) * 2,
     "summary": (
         "select id, 2 * balance, upper(note) from account",
         "select id, twice, loud from summary",
