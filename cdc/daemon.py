@@ -48,7 +48,11 @@ class Daemon:
         self._until = until
         self._metrics = Metrics()
         engine = create_engine(settings.read.url.get_secret_value())
-        self._writer = Writer(engine, settings.source.slot)
+        self._writer = Writer(
+            engine,
+            settings.source.slot,
+            quarantine_limit=settings.projection.keys_set_aside,
+        )
         self._session = Session(settings, self._writer, self._metrics, until=until)
         self._stop = threading.Event()
         self._retry = Retry(self._metrics, self._stop)
@@ -204,6 +208,7 @@ class Daemon:
             "lag_seconds": round(metrics.lag_seconds(), 3),
             "queued_bytes": exchange.queued_bytes if exchange else 0,
             "transactions_applied": int(metrics.value("cdc_transactions_applied_total")),
+            "quarantined_keys": dict(self._writer.held.counts()),
             "copies": [described(copy) for copy in metrics.progress.values()],
         }
 

@@ -37,7 +37,9 @@ CdcError
 │   ├── SlotMissing              13
 │   ├── SlotLost                 14
 │   └── SlotMismatch             15
-└── CheckpointMoved              16   another daemon wrote: this one must stop
+├── CheckpointMoved              16   another daemon wrote: this one must stop
+├── QuarantineFull               18   changes of too many keys fail: a fault, no poison
+└── QuarantineError              19   what was asked of the quarantine cannot be done
 
 The number is the exit code. A class's docstring is its default message.
 """
@@ -149,6 +151,10 @@ class ProjectionError(CdcError):
     """A projector failed."""
 
     exit_code = 5
+    cause: str = ""
+    """What it raised, and where, without the key of the row."""
+    of_table: bool = False
+    """Whether the table is at fault, and so every row, rather than the one."""
 
 
 class UnknownColumn(ProjectionError, KeyError):
@@ -241,3 +247,15 @@ class CheckpointMoved(CdcError):
     """The checkpoint was moved by somebody else: another daemon is writing."""
 
     exit_code = 16
+
+
+class QuarantineFull(CdcError):
+    """Changes of too many keys fail at once: it is a fault, and no poison."""
+
+    exit_code = 18
+
+
+class QuarantineError(CdcError):
+    """What was asked of the quarantine cannot be done."""
+
+    exit_code = 19

@@ -33,6 +33,7 @@ _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 1.0
 _MAKES_WAY_BYTES: Final = 1024**2
 _SOME_FRAMES: Final = range(64, 1500)
 _GATHER_SECONDS: Final = 0.002
@@ -196,7 +197,7 @@ class Pipeline:
             raise
 
     def _project_all(self) -> None:
-        batch = Batch()
+        batch = Batch(held=self.writer.held)
         while True:
             holding = self._has_rows_ready(batch) or batch.can_commit
             item = self.exchange.next(holding=holding)
@@ -242,7 +243,7 @@ class Pipeline:
         batch.effect.seal()
         batch.walks = self.verifying.walks
         self.exchange.hand_over(batch)
-        return Batch(continues=not batch.complete)
+        return Batch(continues=not batch.complete, held=self.writer.held)
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
@@ -264,16 +265,24 @@ class Pipeline:
 
     def _write(self) -> None:
         while not self.exchange.ended:
-            waits = self.writer.has_undurable_commits
-            batch = self.exchange.take(seconds=_FLUSH_SECONDS if waits else None)
+            batch = self.exchange.take(seconds=self._writer_pause())
             if batch is not None:
                 self.persist(partial(self.writer.apply, batch))
                 for check in batch.checks:
                     check.committed()
                 self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
+            if self.writer.held:
+                self.persist(partial(self.writer.attend, self.verifying.walks))
+            self.metrics.quarantine(self.writer.held)
             self._acknowledge()
         self.writer.flush()
         self._acknowledge()
+
+    def _writer_pause(self) -> float | None:
+        """Say for how long nothing but a batch is to be done."""
+        if self.writer.has_undurable_commits:
+            return _FLUSH_SECONDS
+        return _LOOK_SECONDS if self.writer.held else None
 
     def _acknowledge(self) -> None:
         """Let the source forget what is checkpointed and on the read database's disk."""

@@ -7,7 +7,14 @@ from typing import Final
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
-from cdc.errors import CdcError, ReadError, ReadLocked, ReadTransactionLost, SlotActive
+from cdc.errors import (
+    CatalogOutdated,
+    CdcError,
+    ReadError,
+    ReadLocked,
+    ReadTransactionLost,
+    SlotActive,
+)
 from cdc.exchange import Stopped
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
@@ -69,8 +76,8 @@ def _pause(state: RetryCallState) -> float:
 
 
 def _passes(error: BaseException) -> bool:
-    """Tell whether the same call may succeed: what was lost with its connection is not called."""
-    lost = isinstance(error, ReadTransactionLost)
+    """Tell whether the same call may succeed: not what a new session is needed for."""
+    lost = isinstance(error, ReadTransactionLost | CatalogOutdated)
     return isinstance(error, CdcError) and error.transient and not lost
 
 

@@ -124,7 +124,8 @@ class Session:
             )
             self._ledger = self._read_ledger(read)
             self._metrics.copies(stored)
-            self._writer.resume(identity, lsn)
+            self._writer.resume(identity, lsn, plan.registry, plan.gone)
+            self._metrics.quarantine(self._writer.held)
             self.plan = plan
             self._find_target(source)
             relations = self._relations(plan, former)

@@ -175,11 +175,28 @@ class ProjectionSettings(Section):
         description="Add a column to a mirror's read table where the source table was given one; "
         "otherwise the daemon stops, with the DDL.",
     )
+    on_error: Literal["quarantine", "stop"] = Field(
+        "quarantine",
+        description="What to do with a change whose projection raises, or that the read database "
+        "refuses for good: set it and later changes of its key aside and go on, or stop.",
+    )
+    quarantine_limit: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="How many keys may be set aside; changes of more of them that fail are a "
+        "fault, and stop the daemon.",
+    )
     hash_key: SecretStr = Field(
         SecretStr(""),
         description="Key of the `hash` mask (HMAC). Without one, short or guessable values can be "
         "found by trying.",
     )
+
+    @property
+    def keys_set_aside(self) -> int | None:
+        """How many keys may be set aside; None where what fails stops the daemon."""
+        return self.quarantine_limit if self.on_error == "quarantine" else None
 
 
 class CopySettings(Section):

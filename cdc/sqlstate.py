@@ -13,8 +13,9 @@ _PASSING: Final = ("25006", "55P03")
 # What a whole batch may violate though its transactions, one after the other, do not: uniqueness
 # and foreign keys (23), a row touched twice by one statement (21000), a truncate of a referenced
 # table (0A000). Values that the type refuses (22, 42804, 42883) or that are too large for an index
-# (54000) are looked for the same way, to name their key.
-_ROW_CLASSES: Final = ("21", "22", "23")
+# (54000), and what a trigger or a view refuses (09, 27, 44, P0), are looked for the same way, to
+# name their key.
+_ROW_CLASSES: Final = ("09", "21", "22", "23", "27", "44", "P0")
 _ROW_STATES: Final = ("0A000", "42804", "42883", "54000")
 
 # libpq gives no SQLSTATE for a refused connection (docs/architecture.md), so here, and here

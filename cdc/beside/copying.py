@@ -257,7 +257,7 @@ class Copying:
             self._add(chunk, list(lines.decode(text)), batch)
             batch.unfinished = True
             yield batch
-            batch = Batch()
+            batch = Batch(held=batch.held)
         self._add(chunk, rows, batch)
         self._reach(chunk, batch)
         yield batch

@@ -29,6 +29,7 @@ from cdc.observe.progress import ratios
 from cdc.observe.state import State
 from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
+from cdc.projection.quarantine import NOTHING, Held
 from cdc.rows import Bulk
 from cdc.verify_state import Verification
 
@@ -54,6 +55,7 @@ class Metrics(Collector):
         self.state = State.STARTING
         self.retrying: str | None = None
         self.progress: dict[Unit, Copy] = {}
+        self._held = NOTHING
         self._lock = threading.Lock()
         self._unapplied: deque[tuple[Lsn, float]] = deque()
         self._received: Counts[tuple[TableName, type]] = Counts()
@@ -113,6 +115,11 @@ class Metrics(Collector):
             "Read rows missing, extra or different, and not mended, at the last verification.",
             "projector",
         )
+        self._quarantined = self._gauge(
+            "cdc_quarantined_keys",
+            "Keys whose changes are set aside, one having failed for a reason that will not pass.",
+            "projector",
+        )
         self._states = self._gauge("cdc_state", "1 for the state the daemon is in.", "state")
         self._copy_progress = self._gauge(
             "cdc_copy_progress_ratio",
@@ -135,6 +142,16 @@ class Metrics(Collector):
         for projector, kind in product(projectors, OPERATIONS):
             self.operations_applied.labels(projector, kind)
             self.mismatched.labels(projector)
+            self._quarantined.labels(projector)
+
+    def quarantine(self, held: Held) -> None:
+        """Tell which keys are in quarantine; cheap where nothing has changed."""
+        if held is self._held:
+            return
+        counts = held.counts()
+        for projector in {*self._held.counts(), *counts}:
+            self._quarantined.labels(projector).set(counts[projector])
+        self._held = held
 
     def verified(self, verifications: Iterable[Verification]) -> None:
         """Tell what verifications found, of the projectors that are done with."""

@@ -3,7 +3,7 @@
 from contextlib import closing
 
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies, source_columns, verifications
+from cdc.sink import checkpoint, copies, quarantine, source_columns, verifications
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
 from cdc.source import publication, slot
@@ -22,6 +22,7 @@ def drop(settings: Settings) -> list[str]:
         if checkpoint.forget(read, settings.source.slot):
             removed.append(f"checkpoint of slot {settings.source.slot}")
         copies.forget(read, settings.source.slot)
+        quarantine.forget(read, settings.source.slot)
         source_columns.forget(read, settings.source.slot)
         verifications.forget(read, settings.source.slot)
     return removed

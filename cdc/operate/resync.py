@@ -13,7 +13,7 @@ from cdc.operate import setup
 from cdc.operate.verify import VerifyWatch, wanted
 from cdc.projection.registry import Registry
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies, verifications
+from cdc.sink import checkpoint, copies, quarantine, verifications
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.source import slot
@@ -89,6 +89,7 @@ def _intend(
         checkpoint.forget(read, name)
         checkpoint.intend(read, identity)
         copies.forget(read, name)
+        quarantine.forget(read, name)  # the copies bring every row anew
         resynced = [
             Copy(unit, purpose="resync", passes=1 + registry.shared(unit))
             for unit in registry.units()

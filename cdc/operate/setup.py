@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from cdc.change import Relation
 from cdc.copy_state import Copy, Unit
 from cdc.errors import CdcError, RegistryError
 from cdc.lsn import Lsn
@@ -22,7 +23,7 @@ from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
 from cdc.schema import Schema, SourceTable
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies, source_columns, tables, verifications
+from cdc.sink import checkpoint, copies, quarantine, source_columns, tables, verifications
 from cdc.sink.engine import create_engine, translated
 from cdc.sink.writer import Writer
 from cdc.snapshot import Snapshot
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 BOOKKEEPING: Final = (
     checkpoint.TABLE,
     copies.TABLE,
+    quarantine.TABLE,
     verifications.TABLE,
     verifications.KEYS,
     source_columns.TABLE,
@@ -69,6 +71,12 @@ class Plan:
     def attached(self) -> dict[int, Attached]:
         """The partitions by oid, kept up to date by `watch_partitions`."""
         return {partition.oid: partition for partition in self.partitions}
+
+    def gone(self, relation: Relation) -> frozenset[str]:
+        """Name the columns of a relation, as it was once, that its table has lost since."""
+        table = self.schema.get(relation.name)
+        names = {column.name for column in table.columns} if table else set(relation.names)
+        return frozenset(set(relation.names) - names)
 
     @property
     def mirrored(self) -> list[tuple[Mirror, SourceTable]]:

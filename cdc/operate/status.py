@@ -7,8 +7,9 @@ from typing import Any
 
 from cdc.copy_state import Copy
 from cdc.observe.progress import described, percent, ratio, rows, summary
+from cdc.projection.quarantine import Held
 from cdc.settings import Settings
-from cdc.sink import checkpoint, copies
+from cdc.sink import checkpoint, copies, quarantine
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
 from cdc.source import slot
@@ -28,6 +29,7 @@ class Status:
     lag_bytes: int | None
     last_commit_time: str | None
     verdict: str
+    quarantined_keys: dict[str, int]
     copies: tuple[Copy, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,8 +39,10 @@ class Status:
     def lines(self) -> Iterator[str]:
         """Give it for people: a line for each fact, and for each copy."""
         for name, value in asdict(self).items():
-            if name != "copies":
+            if name not in {"copies", "quarantined_keys"}:
                 yield _line(name.replace("_", " "), "-" if value is None else value)
+        held = [f"{count} of {projector}" for projector, count in self.quarantined_keys.items()]
+        yield _line("quarantined keys", ", ".join(held) or "none")
         yield _line("copies", summary(self.copies))
         for copy in self.copies:
             share = f"{percent(ratio(copy))} %, {rows(copy)}"
@@ -55,7 +59,7 @@ def read_status(settings: Settings) -> Status:
     name = settings.source.slot
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
         state, wal = slot.read_slot(source, name), slot.current_lsn(source)
-    stored, copied = _stored(settings)
+    stored, copied, held = _stored(settings)
     lsn = stored.lsn if stored else None
     commit_time = stored.commit_time if stored else None
     return Status(
@@ -68,17 +72,21 @@ def read_status(settings: Settings) -> Status:
         lag_bytes=max(0, wal - lsn) if lsn is not None else None,
         last_commit_time=commit_time.isoformat() if commit_time else None,
         verdict=_verdict(state, lsn is not None),
+        quarantined_keys=dict(sorted(held.counts().items())),
         copies=copied,
     )
 
 
-def _stored(settings: Settings) -> tuple[checkpoint.Checkpoint | None, tuple[Copy, ...]]:
+def _stored(
+    settings: Settings,
+) -> tuple[checkpoint.Checkpoint | None, tuple[Copy, ...], Held]:
     engine = create_engine(settings.read.url.get_secret_value(), reading=True)
     name = settings.source.slot
     with closing(connect_read(engine)) as read, translated():
         found = copies.load(read, name) or {}
         in_order = sorted(found.values(), key=lambda copy: (copy.unit.source, copy.unit.projector))
-        return checkpoint.load(read, name), tuple(in_order)
+        held, _ = quarantine.load(read, name, isolates=False)
+        return checkpoint.load(read, name), tuple(in_order), held
 
 
 def _verdict(state: slot.SlotState | None, has_checkpoint: bool) -> str:  # noqa: FBT001

@@ -11,7 +11,7 @@ from cdc.operate import setup
 from cdc.operate.follow import Watch
 from cdc.projection.registry import Registry
 from cdc.settings import Settings
-from cdc.sink import verifications
+from cdc.sink import quarantine, verifications
 from cdc.sink.engine import connect as connect_read
 from cdc.sink.engine import create_engine, translated
 from cdc.source.connection import connect
@@ -177,18 +177,26 @@ def results(settings: Settings, units: Collection[Unit]) -> list[Result]:
     name = settings.source.slot
     with closing(connect_read(engine)) as read, translated(), read.begin():
         stored, keys = verifications.load(read, name), verifications.keys(read, name)
+        held, _ = quarantine.load(read, name, isolates=False)
     names = dict.fromkeys(unit.projector for unit in units)
     return [
         _result(
             projector,
             [stored[unit] for unit in units if unit.projector == projector],
             [key for u in units if u.projector == projector for key in keys.get(u, [])],
+            set_aside=held.counts()[projector],
         )
         for projector in names
     ]
 
 
-def _result(projector: str, found: list[Verification], keys: list[Mismatch]) -> Result:
+def _result(
+    projector: str, found: list[Verification], keys: list[Mismatch], *, set_aside: int
+) -> Result:
+    notes = list(dict.fromkeys(one.note for one in found if one.note))
+    if set_aside:
+        keys_said = "1 key" if set_aside == 1 else f"{set_aside:,} keys"
+        notes.append(f"{keys_said} in quarantine, not compared")
     return Result(
         projector=projector,
         compared=sum(one.compared for one in found),
@@ -197,6 +205,6 @@ def _result(projector: str, found: list[Verification], keys: list[Mismatch]) -> 
         extra=sum(one.extra for one in found),
         different=sum(one.different for one in found),
         mended=sum(one.mended for one in found),
-        notes=list(dict.fromkeys(one.note for one in found if one.note)),
+        notes=notes,
         keys=keys,
     )

@@ -1,13 +1,14 @@
 """Batches: whole transactions, and their operations merged into the net effect."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
 
 from cdc.assemble import Transaction
+from cdc.change import Change, Inserted, Truncated, Updated
 from cdc.copy_state import Copy, Unit
 from cdc.errors import ProjectionError
 from cdc.lsn import Lsn
@@ -16,6 +17,9 @@ from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update
 from cdc.projection.check import Check, Walk
 from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
 from cdc.projection.project import project
+from cdc.projection.projector import Projector
+from cdc.projection.quarantine import NOTHING, Held, SetAside, keys_of, set_aside
+from cdc.projection.quarantine import Key as QuarantinedKey
 from cdc.projection.registry import Registry
 from cdc.rows import Bulk, InOrder, Rows
 
@@ -228,6 +232,9 @@ class Batch:
     each with the projectors it is for, because a batch that violates a constraint is applied again
     in commit order. `copies` are stored in the same commit; `copied` counts the rows they brought.
     `checks` compare the read tables as they are after all of it; `walks` note what it wrote.
+    `held` are the keys in quarantine as it began, whose changes are in `aside` and not in the
+    effect. `in_doubt` tells that the effect is not to be relied on: a projection failed, or more
+    becomes of what is in quarantine than that changes join it. The writer finds out, in order.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
@@ -243,6 +250,9 @@ class Batch:
     copied: Counter[TableName] = field(default_factory=Counter)
     unfinished: bool = False
     continues: bool = False
+    held: Held = NOTHING
+    aside: list[SetAside] = field(default_factory=list)
+    in_doubt: bool = False
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
@@ -256,7 +266,7 @@ class Batch:
         Rows that cannot be written in bulk are projected one by one, like all the rest: it tells
         what is wrong with which.
         """
-        plans = _bulk_plans(bulk, registry)
+        plans = None if self._touches_held(bulk) else _bulk_plans(bulk, registry)
         if plans is None:
             for transaction in bulk.in_order():
                 self.add(transaction, registry)
@@ -286,6 +296,8 @@ class Batch:
 
     def add_replaced(self, replaced: Replaced, registry: Registry, in_order: InOrder) -> None:
         """Let copied rows take the place of others; `in_order` gives them as changes."""
+        if any(registry.wants(unit) for unit in self.held.chains):
+            self.in_doubt = True
         self.effect.replace(replaced)
         self.added.append((in_order, registry))
 
@@ -308,12 +320,46 @@ class Batch:
             self.end_lsn = transaction.end_lsn
 
     def _project(self, transaction: Transaction, registry: Registry) -> None:
+        if self.in_doubt:
+            return
         add = self.effect.add
         done = []
-        for projector, operation in project(transaction, registry):
-            add(operation)
-            done.append((projector.name, operation.__class__))
+        keeps_aside = self._keeps_aside if self.held else None
+        try:
+            for projector, operation in project(transaction, registry, keeps_aside):
+                add(operation)
+                done.append((projector.name, operation.__class__))
+        except ProjectionError:
+            if not self.held.isolates:
+                raise
+            self.in_doubt = True
         self.operations.update(done)
+
+    def _keeps_aside(self, projector: Projector, change: Change, transaction: Transaction) -> bool:
+        """Keep the change of a key in quarantine; doubt what changes which keys those are."""
+        unit = Unit(projector.name, change.relation.name)
+        keys = self.held.of(unit)
+        if not keys:
+            return False
+        if isinstance(change, Truncated):
+            self.in_doubt = True
+            return False
+        known = [key in keys for key in keys_of(projector, change)]
+        if not any(known):
+            return False
+        moves = isinstance(change, Updated) and change.old_key_values is not None
+        if moves or (isinstance(change, Inserted) and change.copied):
+            self.in_doubt = True
+        self.aside.append(set_aside(projector, change, transaction))
+        return True
+
+    def _touches_held(self, bulk: Bulk) -> bool:
+        """Tell whether rows set apart are of keys in quarantine."""
+        return bool(self.held) and any(
+            unit.source == rows.relation.name and _any_held(rows, keys)
+            for rows in bulk.rows
+            for unit, keys in self.held.chains.items()
+        )
 
     def reach(self, position: Lsn) -> None:
         """Note a position before which nothing is pending but what was added."""
@@ -339,6 +385,14 @@ class Batch:
     def commit_time(self) -> datetime | None:
         """When the last transaction committed."""
         return self.transactions[-1].commit_time if self.transactions else None
+
+
+def _any_held(rows: Rows, keys: Mapping[QuarantinedKey, int]) -> bool:
+    positions = rows.relation.key_positions
+    if not positions:
+        return True
+    held = {key[0] if len(positions) == 1 else key for key in keys}
+    return not held.isdisjoint(rows.keys(positions))
 
 
 def _bulk_plans(

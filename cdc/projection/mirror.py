@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.types import UserDefinedType
 
 from cdc.change import Change, Inserted, Relation, Truncated, Updated
@@ -31,6 +32,14 @@ from cdc.settings import MirrorSettings
 from cdc.values import Text
 
 Values = tuple[Text, ...]
+
+
+class Masked(str):
+    """A text that a mask was put over already."""
+
+    __slots__ = ()
+
+
 Carry = Callable[[Values], Values]
 
 
@@ -181,6 +190,26 @@ class Mirror:
         picked = [(names.index(name), self._masked(masks.get(name))) for name in kept]
         return lambda values: tuple(mask(values[position]) for position, mask in picked)
 
+    def veiled(self, change: Change) -> Change:
+        """Give a change that this mirror makes the same of, without what it does not carry over."""
+        if not isinstance(change, Inserted | Updated) or not self._veils:
+            return change
+        values = zip(change.relation.names, change.values, strict=True)
+        change = replace(change, values=tuple(self._veil(*pair) for pair in values))
+        return replace(change, old_values=None) if isinstance(change, Updated) else change
+
+    @property
+    def _veils(self) -> bool:
+        return bool(self.settings.mask or self.settings.exclude)
+
+    def _veil(self, name: str, value: Text) -> Text:
+        if not isinstance(value, str):
+            return value
+        if name in self.settings.exclude:
+            return None
+        mask = self.settings.mask.get(name)
+        return Masked(self._hashed(value)) if mask == "hash" else self._masked(mask)(value)
+
     def masked(self, name: str, value: Text) -> Text:
         """Give a source column's value as it is written."""
         return self._masked(self.settings.mask.get(name))(value)
@@ -191,7 +220,7 @@ class Mirror:
         return self._hashed if mask == "hash" else _same
 
     def _hashed(self, value: Text) -> Text:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or isinstance(value, Masked):
             return value
         return hmac.new(self.hash_key, value.encode(), hashlib.sha256).hexdigest()
 

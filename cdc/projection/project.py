@@ -1,21 +1,27 @@
 """Apply the projectors to a change."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cdc.assemble import Transaction
 from cdc.change import Change, Relation, Truncated, Updated
-from cdc.errors import CatalogOutdated, ProjectionError
+from cdc.errors import CatalogOutdated, ProjectionError, UnknownColumn
 from cdc.operation import Operation
+from cdc.projection.mirror import Mirror
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
 from cdc.values import UNCHANGED
 
+KeepsAside = Callable[[Projector, Change, Transaction], bool]
 
-def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Projector, Operation]]:
+
+def project(
+    transaction: Transaction, registry: Registry, keeps_aside: KeepsAside | None = None
+) -> Iterator[tuple[Projector, Operation]]:
     """Give what the transaction's changes mean for the read tables, in order.
 
-    Raise ProjectionError naming projector, table, LSN and key where a projector fails.
+    What `keeps_aside` takes is not projected. Raise ProjectionError naming projector, table, LSN
+    and key where a projector fails.
     """
     relation: Relation | None = None
     projectors: tuple[Projector, ...] = ()
@@ -24,14 +30,32 @@ def project(transaction: Transaction, registry: Registry) -> Iterator[tuple[Proj
             relation = change.relation
             projectors = registry.of(relation.name)
         for projector in projectors:
+            if keeps_aside is not None and keeps_aside(projector, change, transaction):
+                continue
             try:
                 for operation in projector.operations(change):
                     yield projector, operation
-            except CatalogOutdated as error:
-                where = f"in the transaction committed at {transaction.commit_lsn}"
-                raise CatalogOutdated(f"{error}, {where}") from None
             except Exception as error:  # noqa: BLE001  a projector may raise anything
-                raise _failed(error, projector, transaction, change=change) from None
+                raise _raised(error, projector, transaction, change=change) from None
+
+
+def project_one(projector: Projector, change: Change, transaction: Transaction) -> list[Operation]:
+    """Give what one of a transaction's changes means for one projector; raise ProjectionError."""
+    try:
+        return list(projector.operations(change))
+    except Exception as error:  # noqa: BLE001  a projector may raise anything
+        raise _raised(error, projector, transaction, change=change) from None
+
+
+def _raised(
+    error: Exception, projector: Projector, transaction: Transaction, *, change: Change
+) -> Exception:
+    if isinstance(error, CatalogOutdated):
+        where = f"in the transaction committed at {transaction.commit_lsn}"
+        return CatalogOutdated(f"{error}, {where}")
+    if isinstance(error, MemoryError):
+        return error
+    return _failed(error, projector, transaction, change=change)
 
 
 def _failed(
@@ -40,12 +64,16 @@ def _failed(
     ours = isinstance(error, ProjectionError)
     # Another exception's message may hold values of the row: only its type and place are told.
     cause = str(error) if ours else f"{type(error).__name__} at {_place(error)}{_unsent(change)}"
-    return ProjectionError(
+    failed = ProjectionError(
         f"projector {projector.name} failed on {describe(change)}, in the transaction committed "
         f"at {transaction.commit_lsn}: {cause}",
         hint=(error.hint if isinstance(error, ProjectionError) else None)
         or "mend the projector and start again: nothing after this transaction was applied",
     )
+    failed.cause = cause
+    is_schema = ours and isinstance(projector, Mirror)  # a mirror looks at no values
+    failed.of_table = is_schema or isinstance(error, UnknownColumn)
+    return failed
 
 
 def _unsent(change: Change) -> str:

@@ -76,6 +76,10 @@ class Registry:
         projector = self.projector(unit.projector)
         return isinstance(projector, Mirror) and projector.settings.insert_only
 
+    def wants(self, unit: Unit) -> bool:
+        """Tell whether the unit's projector gets its changes."""
+        return any(projector.name == unit.projector for projector in self.of(unit.source))
+
     def only(self, unit: Unit) -> "Registry":
         """Give the registry as if only this unit were wanted."""
         return self._filtered(lambda other: other == unit)

@@ -100,6 +100,16 @@ def advance(
         )
 
 
+def confirm(connection: sa.Connection, identity: Identity, lsn: Lsn | None) -> None:
+    """Hold the checkpoint where it is until the transaction ends; raise CheckpointMoved."""
+    same = (TABLE.c.slot == identity.slot, TABLE.c.lsn == (None if lsn is None else int(lsn)))
+    touched = sa.update(TABLE).where(*same).values(updated_at=sa.func.now())
+    if connection.execute(touched).rowcount != 1:
+        raise CheckpointMoved(
+            f"the checkpoint of slot {identity.slot} is no longer at {lsn}: another daemon wrote it"
+        )
+
+
 _SET: Final = {
     "lsn": sa.bindparam("new", type_=sa.BigInteger),
     "timeline": sa.bindparam("timeline_now"),

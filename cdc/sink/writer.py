@@ -1,14 +1,17 @@
 """Apply batches to the read database: rows and checkpoint in one commit."""
 
+import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, groupby
 from typing import Final
 
 import sqlalchemy as sa
 
 from cdc.assemble import Transaction
+from cdc.change import Relation
 from cdc.errors import (
     CheckpointMoved,
     ReadLocked,
@@ -19,30 +22,38 @@ from cdc.errors import (
 from cdc.lsn import Lsn
 from cdc.operation import Operation, Truncate, key_columns
 from cdc.projection.batch import Batch, NetEffect
-from cdc.projection.check import Check
+from cdc.projection.check import Check, Walk
 from cdc.projection.project import project
 from cdc.projection.projector import Projector
+from cdc.projection.quarantine import Held
 from cdc.projection.registry import Registry
 from cdc.sink import checkpoint as checkpoints
 from cdc.sink import copies, verifications
+from cdc.sink import quarantine as storage
 from cdc.sink.comparison import Comparison
 from cdc.sink.dialects import sink_of
 from cdc.sink.engine import connect, translated
+from cdc.sink.isolation import MEND, Gone, Isolation, Quarantine
 from cdc.sink.refused import RowsRefused
 from cdc.sink.sink import Sink
 
-_MEND: Final = (
-    "mend the projector, the read table or the row there, and start again: nothing after this "
-    "transaction was applied. A constraint that the source has right only at the end of its "
-    "transaction has to be deferrable in the read database"
-)
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 1.0
 
 
 class Writer:
     """The one writer of a read database. Used by one thread at a time."""
 
-    def __init__(self, engine: sa.Engine, slot: str) -> None:
+    def __init__(
+        self, engine: sa.Engine, slot: str, *, quarantine_limit: int | None = None
+    ) -> None:
+        """Take where to write. `quarantine_limit`: how many keys may be set aside; None: stop."""
         self._engine = engine
+        self._quarantine = Quarantine(slot, quarantine_limit)
+        self._registry: Registry | None = None
+        self._gone: Gone = _nothing_gone
+        self._look_at = 0.0
         self._slot = slot
         self._connection: sa.Connection | None = None
         self._sink: Sink | None = None
@@ -59,6 +70,11 @@ class Writer:
     def checkpoint(self) -> Lsn | None:
         """How far the read database is, as of the last commit."""
         return self._checkpoint
+
+    @property
+    def held(self) -> Held:
+        """The keys in quarantine; another object where they, or what they are in, changed."""
+        return self._quarantine.held
 
     @property
     def takes_lines(self) -> bool:
@@ -83,18 +99,33 @@ class Writer:
             raise
         return self._connection
 
-    def resume(self, identity: checkpoints.Identity, lsn: Lsn) -> None:
+    def resume(
+        self,
+        identity: checkpoints.Identity,
+        lsn: Lsn,
+        registry: Registry | None = None,
+        gone: Gone | None = None,
+    ) -> None:
         """Begin at the checkpoint that was found, or has just been stored.
 
-        It is acknowledged at once, so it is brought to disk first: a daemon that was killed may
-        have stored it a moment ago. Raise ReadUnavailable.
+        `registry` has the projectors that changes in quarantine are replayed for, `gone` names the
+        columns that their table has lost since. The checkpoint is acknowledged at once, so it is
+        brought to disk first: a daemon that was killed may have stored it a moment ago. Raise
+        ReadUnavailable.
         """
         if self._sink is not None:
             with translated():
                 self._sink.flush()
+        self._registry, self._gone = registry, gone or _nothing_gone
+        self._load_quarantine()
         self._identity = identity
         self._checkpoint = self._durable = lsn
         self._not_durable.clear()
+
+    def _load_quarantine(self) -> None:
+        connection, _ = self._opened()
+        with translated(), connection.begin():
+            self._quarantine.load(connection)
 
     def close(self) -> None:
         """Roll back what is open and disconnect; never raise."""
@@ -116,9 +147,13 @@ class Writer:
         """
         if self._connection is None and self._is_applied(batch):
             return
+        with self._closing_on_errors(), translated():
+            self._write(batch)
+
+    @contextmanager
+    def _closing_on_errors(self) -> Iterator[None]:
         try:
-            with translated():
-                self._write(batch)
+            yield
         except ReadUnavailable:
             self._lose_connection()
             raise
@@ -126,10 +161,56 @@ class Writer:
             self.close()
             raise
 
+    def attend(self, walks: tuple[Walk, ...] = ()) -> None:
+        """Do what somebody asks for with keys in quarantine, once a second, between transactions.
+
+        `walks` note what is written. Raise as `apply` does, and as often to be called again.
+        """
+        if not self._quarantine.held or self._transaction is not None:
+            return
+        if time.monotonic() < self._look_at:
+            return
+        if self._connection is None:
+            self._is_applied(Batch())
+        with self._closing_on_errors(), translated():
+            self._do_asked(walks)
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def _do_asked(self, walks: tuple[Walk, ...]) -> None:
+        """Replay and drop in a transaction of its own, while the checkpoint stands still."""
+        connection, sink = self._opened()
+        slot = self._slot
+        with connection.begin():
+            asked = storage.asked(connection, slot)
+        if not asked or self._identity is None or self._registry is None:
+            return
+        self._transaction = connection.begin()
+        checkpoints.confirm(connection, self._identity, self._checkpoint)
+        isolation = Isolation(connection, sink, self._quarantine)
+        held = self._quarantine.held
+        isolation.drop([chain for chain, wish in asked.items() if wish == "drop"])
+        replayed = [chain for chain, wish in asked.items() if wish == "replay"]
+        sink.defer_constraints()
+        left = isolation.replay(replayed, self._registry, gone=self._gone)
+        for walk in walks:
+            if self._comparison is not None:
+                self._comparison.note(walk, isolation.effect)
+        self._transaction.commit()
+        self._transaction = None
+        sink.committed()
+        log.info(
+            "left quarantine",
+            extra={
+                "keys": held.counts().total() - self._quarantine.held.counts().total(),
+                "still_failing": len(left),
+            },
+        )
+
     def _is_applied(self, batch: Batch) -> bool:
         """Reconnect; tell whether the lost commit had taken effect."""
         connection = self.open()
         with translated(), connection.begin():
+            self._quarantine.load(connection)
             stored = checkpoints.load(connection, self._slot)
             are_stored = copies.are_stored(connection, self._slot, batch.copies.values())
             are_stored &= self._are_stored(connection, batch.checks)
@@ -193,16 +274,32 @@ class Writer:
         for walk in batch.walks:
             self._comparison.note(walk, batch.effect)
         for check in batch.checks:
-            check.results = self._comparison.examine(check)
+            # What is not compared was worked out for the keys that were in quarantine then.
+            is_current = self._fits_held(batch)
+            check.results = self._comparison.examine(check) if is_current else []
 
     def _apply_merged(self, batch: Batch) -> None:
-        """Apply the net effect; where that violates a constraint, all in commit order."""
-        _, sink = self._opened()
-        applied = self._applies(batch)
-        if not applied and sink.copied_directly():
+        """Apply the net effect; where that violates a constraint, all in commit order.
+
+        So too where it was worked out while other keys were in quarantine than are now.
+        """
+        connection, sink = self._opened()
+        quarantine = self._quarantine
+        is_sound = self._fits_held(batch) and not batch.in_doubt
+        applied = is_sound and self._applies(batch)
+        if is_sound and not applied and sink.copied_directly():
             applied = self._applies(batch)
-        if not applied:
+        if applied:
+            quarantine.store(connection, batch.aside)
+        elif quarantine.limit is None and not quarantine.held:
             self._apply_in_order(batch)
+        else:
+            Isolation(connection, sink, quarantine).apply(batch)
+
+    def _fits_held(self, batch: Batch) -> bool:
+        """Tell whether a batch was projected with the keys in quarantine that are there now."""
+        held = self._quarantine.held
+        return batch.held is held or not (batch.held or held)
 
     def _applies(self, batch: Batch) -> bool:
         """Apply the net effect; tell False, with nothing changed, where a row is refused."""
@@ -297,7 +394,7 @@ class Writer:
             raise WriteRefused(
                 f"the read database refused the transaction committed at {commit_lsn} as a whole: "
                 f"{error}",
-                hint=_MEND,
+                hint=MEND,
             ) from None
 
     def _commit(self, batch: Batch, end_lsn: Lsn) -> None:
@@ -323,8 +420,23 @@ class Writer:
         self._transaction = None
         self._pieces_applied = False
         sink.committed()
+        self._tell_quarantined()
         if forward:
             self._committed(end_lsn, positions)
+
+    def _tell_quarantined(self) -> None:
+        """Say, once, which keys' changes are set aside from now on: the columns, not the values."""
+        for news in self._quarantine.news:
+            log.warning(
+                "quarantined a key",
+                extra={
+                    "projector": news.unit.projector,
+                    "table": str(news.unit.source),
+                    "key_columns": ", ".join(news.columns),
+                    "error": news.error,
+                },
+            )
+        self._quarantine.news.clear()
 
     def _committed(self, end_lsn: Lsn, positions: tuple[int, int]) -> None:
         """Note a commit, and how far the read database was just after it."""
@@ -368,6 +480,10 @@ class Writer:
         return self._connection, self._sink
 
 
+def _nothing_gone(_relation: Relation) -> frozenset[str]:
+    return frozenset()
+
+
 def _steps(
     operations: Iterable[tuple[Projector, Operation]],
 ) -> Iterator[tuple[Projector, list[Operation]]]:
@@ -389,7 +505,7 @@ def _refused(
     return WriteRefused(
         f"projector {projector.name}: the read database refused {_described(operation)}, in the "
         f"transaction committed at {commit_lsn}: {error}",
-        hint=_MEND,
+        hint=MEND,
     )
 
 

@@ -115,8 +115,9 @@ listen = "127.0.0.1:0"
         return (self.folder / f"log{self.processes.index(process)}").read_text()
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        command, *rest = arguments
-        return [sys.executable, "-m", "cdc", command, "--config", str(self.config), *rest]
+        words = 2 if arguments[0] == "quarantine" else 1
+        command, rest = arguments[:words], arguments[words:]
+        return [sys.executable, "-m", "cdc", *command, "--config", str(self.config), *rest]
 
     def url(self, process: subprocess.Popen[str]) -> str:
         def listening() -> str | None:

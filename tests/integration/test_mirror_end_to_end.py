@@ -24,6 +24,7 @@ select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots where slot_
 """
 WALSENDER = "select active_pid from pg_replication_slots where slot_name = %s"
 EVERYTHING = [{"source": "public.*"}]
+STOP = {"on_error": "stop"}
 
 
 @pytest.fixture
@@ -665,7 +666,7 @@ def test_a_projector_that_fails_stops_with_its_name_and_goes_on_when_it_is_mende
     cdc_run: Run,
     plugin: str,
 ) -> None:
-    wanted = configuration(plugin, modules=["blog_that_fails"])
+    wanted = configuration(plugin, modules=["blog_that_fails"]).with_(projection=STOP)
     module = wanted.folder / "blog_that_fails.py"
     module.write_text(PROJECTORS)
     write.run(
@@ -698,7 +699,7 @@ def test_a_change_the_read_database_refuses_stops_with_its_key_and_is_retried_fr
     write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
 ) -> None:
     write.run("create table t (id int primary key, v text)")
-    wanted = configuration(plugin, mirrors=EVERYTHING)
+    wanted = configuration(plugin, mirrors=EVERYTHING).with_(projection=STOP)
     cdc_run(wanted)
     read.run("alter table t add constraint no_secret check (v <> 's3cr3t')")
     write.run("insert into t values (1, 'a')")

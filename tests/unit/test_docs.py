@@ -25,11 +25,15 @@ def test_generated_pages_are_what_the_code_says(page):
 
 
 def commands() -> dict[str, list[str]]:
-    group = typer.main.get_command(app)
-    return {
-        name: [option for parameter in command.params for option in parameter.opts]
-        for name, command in group.commands.items()
-    }
+    return dict(named(typer.main.get_command(app)))
+
+
+def named(group, before=""):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from named(command, f"{name} ")
+        else:
+            yield before + name, [opt for parameter in command.params for opt in parameter.opts]
 
 
 @pytest.mark.parametrize(("command", "options"), sorted(commands().items()))
