@@ -260,6 +260,7 @@ class Soak:
             if (code := self._daemon.wait(_PATIENCE_SECONDS)) != 0:
                 self.outcome.failures.append(f"the daemon drained and ended with {code}")
             self._replace_daemon(**{MENDED: "yes"})
+            self._wait(self._streaming, "the mended daemon")
             self._replay()
             self._compare()
 
@@ -283,6 +284,10 @@ class Soak:
     def _copied(self) -> bool:
         states = {state for (state,) in self._ask_read("select state from cdc_copy")}
         return bool(states) and states <= {"done", "skipped"}
+
+    def _streaming(self) -> bool:
+        active = f"select 1 from pg_replication_slots where slot_name = '{self._name}' and active"
+        return bool(self._write.psql(active, self._name))
 
     def _caught_up(self) -> Callable[[], bool]:
         mark = "select pg_logical_emit_message(true, 'cdc', 'mark') - '0/0'::pg_lsn"
