@@ -7,6 +7,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from cdc.names import TableName
+
 ACCOUNTS = 3000
 LARGE = 6000  # rows: more than one piece
 _SLOW_ACCOUNTS = 50  # those of the transactions that stay open: nobody waits for a lock
@@ -27,6 +29,7 @@ MIRRORS = [
     {"source": "public.large"},
     {"source": "public.journal", "insert_only": True},
 ]
+COPIED = TableName("public", "large")  # again and again
 MODULE = "tests.chaos.read_models"
 
 # What each read table holds, worked out from the source alone.
@@ -63,7 +66,7 @@ class Workload:
         self.transactions += 1
         choices = [self._move_money] * 60 + [self._open] * 10 + [self._close] * 8
         choices += [self._renumber] * 5 + [self._annotate] * 10 + [self._roll_back] * 5
-        choices += [self._rewrite_all] * 2
+        choices += [self._rewrite_all] * 2 + [self._rewrite_some] * 20
         with self._connection.transaction() as transaction:
             self._chance.choice(choices)()
             self._run(
@@ -120,6 +123,11 @@ class Workload:
 
     def _rewrite_all(self) -> None:
         self._run("update large set version = version + 1")
+
+    def _rewrite_some(self) -> None:
+        for _ in range(3):
+            row = self._chance.randint(1, LARGE)
+            self._run("update large set version = version + 1 where id = %s", row)
 
     def expected(self, table: str) -> Counter[tuple[Any, ...]]:
         """Give the rows that a read table must hold, with how often."""
