@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean components
+.PHONY: help demo test lint chaos soak bench clean components
 
 PYTHON ?= python3
 ARGS ?=
@@ -21,6 +21,12 @@ lint: .venv/.installed-dev ## ruff, mypy and the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: .venv/.installed-dev ## Kill the daemon again and again, count rows lost or doubled (ARGS="--seconds 60")
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: .venv/.installed-dev ## Ten minutes of faults, DDL, large transactions, poison (ARGS="--seconds 600")
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 bench: .venv/.installed-bench ## Measure against native logical replication (needs PostgreSQL)
 	$(BIN)/python -m benchmarks $(ARGS)

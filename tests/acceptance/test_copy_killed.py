@@ -3,11 +3,12 @@
 import random
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 from tests.acceptance.conftest import Pipeline, until
-from tests.acceptance.test_exactly_once import pgbench
+from tests.conftest import require
 
 KEYED = ("pgbench_accounts", "pgbench_branches", "pgbench_tellers")
 # Every step of every copy, as it was committed.
@@ -22,7 +23,16 @@ create trigger noted after update on cdc_copy for each row execute function note
 """
 
 
-def test_a_million_rows_are_copied_once_whatever_is_killed(pipeline: Pipeline):
+def pgbench(pipeline: Pipeline, *arguments: str) -> subprocess.Popen[bytes]:
+    tool = pipeline.write.installation.bin / "pgbench"
+    require(tool.exists(), "pgbench")
+    dsn = pipeline.write.dsn(pipeline.name)
+    return subprocess.Popen([tool, *arguments, dsn], stdout=-3, stderr=-3)
+
+
+def test_a_million_rows_are_copied_once_whatever_is_killed(one_pipeline: Pipeline):
+    """With one plugin: small copies are killed with both of them in test_chaos.py."""
+    pipeline = one_pipeline
     assert pgbench(pipeline, "-i", "-q", "-s", "10").wait() == 0
     pipeline.mirror(*(f"public.{table}" for table in KEYED), insert_only="public.pgbench_history")
     assert pipeline.cdc("setup").returncode == 0

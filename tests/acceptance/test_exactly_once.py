@@ -1,11 +1,8 @@
 """Whatever is killed when, each transaction takes effect once."""
 
 import json
-import random
 import re
 import signal
-import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -15,57 +12,7 @@ import pytest
 from cdc.servers import Server
 from tests import roles
 from tests.acceptance.conftest import FAST, Pipeline, until
-from tests.conftest import installation, require
-
-KILLS = 20
-
-
-def copy_rows(pipeline: Pipeline, *tables: str) -> None:
-    """Bring the rows that are there before streaming begins."""
-    with (
-        psycopg.connect(pipeline.write.dsn(pipeline.name)) as source,
-        psycopg.connect(pipeline.read.dsn(pipeline.name)) as target,
-    ):
-        for table in tables:
-            with (
-                source.cursor().copy(f"copy {table} to stdout") as rows,
-                target.cursor().copy(f"copy {table} from stdin") as into,
-            ):
-                for block in rows:
-                    into.write(block)
-
-
-def pgbench(pipeline: Pipeline, *arguments: str) -> subprocess.Popen[bytes]:
-    tool = pipeline.write.installation.bin / "pgbench"
-    require(tool.exists(), "pgbench")
-    dsn = pipeline.write.dsn(pipeline.name)
-    return subprocess.Popen([tool, *arguments, dsn], stdout=-3, stderr=-3)
-
-
-def test_twenty_kills_at_random_under_pgbench(pipeline):
-    assert pgbench(pipeline, "-i", "-q", "-s", "1").wait() == 0
-    keyed = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers"]
-    pipeline.mirror(*(f"public.{table}" for table in keyed), insert_only="public.pgbench_history")
-    assert pipeline.cdc("setup").returncode == 0
-    copy_rows(pipeline, *keyed)
-    writes = pgbench(pipeline, "-c", "2", "-T", "120", "-n", "-R", "400")
-    moments = random.Random(7)
-    applied_at_kill = set()
-    for _ in range(KILLS):
-        process, before = pipeline.start(), pipeline.checkpoint()
-        until(lambda before=before: pipeline.checkpoint() > before, what="it applies something")
-        time.sleep(moments.uniform(0, 0.4))  # the fault's moment, not a wait for anything
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        applied_at_kill.add(pipeline.checkpoint())
-    writes.terminate()
-    writes.wait()
-    assert len(applied_at_kill) == KILLS
-    done = pipeline.cdc("run", "--until", "now")
-    assert done.returncode == 0, done.stderr
-    for table in [*keyed, "pgbench_history"]:
-        assert pipeline.same(table), table
-    assert pipeline.source("select count(*) from pgbench_history")[0][0] > 1000
+from tests.conftest import installation
 
 
 def test_a_transaction_of_two_million_rows_is_atomic_and_memory_stays_bounded(pipeline):
