@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdc.servers import Server
+from tests import roles
 from tests.acceptance.conftest import until
 from tests.chaos.campaign import AT_RANDOM, Campaign
 from tests.chaos.failpoints import AT_BEGIN, COMMIT_SENT, IN_COPIES, ON_THE_WAY
@@ -22,10 +23,15 @@ def campaign(
     if plugin == "wal2json":
         require(write.installation.wal2json, "wal2json")
     name = f"chaos_{request.param}"
+    roles.prepare_write(write)
+    roles.prepare_read(read)
     for server in (write, read):
         server.create_database(name)
-    url = f"sqlite:///{tmp_path}/read.db" if request.param == "sqlite" else read.url(name)
-    source = {"dsn": write.dsn(name), "slot": name, "plugin": plugin, "publication": name}
+    write.psql(f"alter database {name} owner to {roles.OWNER}")
+    postgres = read.url(name, roles.DAEMON)
+    url = f"sqlite:///{tmp_path}/read.db" if request.param == "sqlite" else postgres
+    dsn = write.dsn(name, roles.write_role(plugin))
+    source = {"dsn": dsn, "slot": name, "plugin": plugin, "publication": name}
     made = Campaign({"source": source, "read": {"url": url}}, tmp_path, seed=len(name))
     yield made
     made.close()

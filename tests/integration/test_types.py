@@ -252,15 +252,13 @@ def assert_equal_texts(values: Values, read: Database) -> None:
     """Column by column, so that a difference is told of its type."""
     for number, kind in enumerate(values.kinds):
         for column, _ in values.columns(number):
-            query = (
-                f"select id, {{}} from public.v where {column} is distinct from null order by id"
-            )
-            as_source = query.format(_as_text(kind, column))
+            query = f"select id, {{}} from {{}}.v where {column} is distinct from null order by id"
+            as_source = query.format(_as_text(kind, column), "public")
             source = values.write.rows(as_source)
             assert source, column
-            assert read.rows(query.format(f"{column}::text")) == source, kind.sql
-    count = "select count(*), sum(id) from public.v"
-    assert read.rows(count) == values.write.rows(count)
+            assert read.rows(query.format(f"{column}::text", "cdc")) == source, kind.sql
+    count = "select count(*), sum(id) from {}.v"
+    assert read.rows(count.format("cdc")) == values.write.rows(count.format("public"))
 
 
 def _as_text(kind: Kind, column: str) -> str:
@@ -270,13 +268,13 @@ def _as_text(kind: Kind, column: str) -> str:
 
 COLUMN_TYPES = """
 select attname::text, format_type(atttypid, atttypmod) from pg_attribute
-where attrelid = 'public.v'::regclass and attnum > 0
+where attrelid = '{}.v'::regclass and attnum > 0
 """
 
 
 def assert_stored_as(values: Values, read: Database) -> None:
-    found = dict(read.rows(COLUMN_TYPES))
-    source = dict(values.write.rows(COLUMN_TYPES))
+    found = dict(read.rows(COLUMN_TYPES.format("cdc")))
+    source = dict(values.write.rows(COLUMN_TYPES.format("public")))
     for number, kind in enumerate(values.kinds):
         assert found[f"c{number}"] == (kind.stored_as or source[f"c{number}"]), kind.sql
 
@@ -284,9 +282,7 @@ def assert_stored_as(values: Values, read: Database) -> None:
 def assert_seen(values: Values, read: Database) -> None:
     seen = {
         (id_, name): (text, printed)
-        for id_, name, text, printed in read.rows(
-            "select id, name, seen, printed from public.looked"
-        )
+        for id_, name, text, printed in read.rows("select id, name, seen, printed from cdc.looked")
     }
     for number, key, kind, value in values.values("v"):
         column = f"c{number}"
@@ -316,9 +312,9 @@ def test_every_type_that_can_be_a_key_is_one(
         cdc_run(wanted)
         pinned(write, read)
         for number, kind in enumerate(kinds):
-            query = f"select {{}}, n from public.k{number} order by n"
-            source = write.rows(query.format(_as_text(kind, "k")))
-            assert read.rows(query.format("k::text")) == source, kind.sql
+            query = f"select {{}}, n from {{}}.k{number} order by n"
+            source = write.rows(query.format(_as_text(kind, "k"), "public"))
+            assert read.rows(query.format("k::text", "cdc")) == source, kind.sql
         write.run("set search_path = public", "set lc_monetary = 'C'")
         for number in range(len(kinds)):
             write.run(f"delete from k{number} where n > 0")
