@@ -41,14 +41,15 @@ def test_a_million_rows_are_copied_once_whatever_is_killed(one_pipeline: Pipelin
     moments, kills, peak = random.Random(11), 0, 0
     process = pipeline.start()
     while not pipeline.copied():
+        had = steps(pipeline)
+        until(lambda had=had: steps(pipeline) > had or pipeline.copied(), what="a chunk is placed")
         # The fault's moment, not a wait for anything.
-        time.sleep(moments.uniform(0.5, 2.5))
+        time.sleep(moments.uniform(0, 2))
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
         peak = max(peak, int(found[1]) if found else 0)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         kills += 1
-        assert kills < 100
         process = pipeline.start()
     writes.terminate()
     writes.wait()
@@ -65,6 +66,10 @@ def test_a_million_rows_are_copied_once_whatever_is_killed(one_pipeline: Pipelin
     no_step_twice(pipeline)
 
 
+def steps(pipeline: Pipeline) -> int:
+    return pipeline.target("select count(*) from steps")[0][0]
+
+
 def no_step_twice(pipeline: Pipeline) -> None:
     """Hold that each committed step went on from the one before."""
     steps = pipeline.target("select projector, copied, reached, state from steps order by n")
@@ -72,8 +77,9 @@ def no_step_twice(pipeline: Pipeline) -> None:
         mine = [step[1:] for step in steps if step[0] == projector]
         counts = [count for count, _, _ in mine]
         assert counts == sorted(counts), projector
-        reached = [key for _, key, state in mine if state == "copying"]
-        assert len(reached) == len(set(reached)), projector
+        # The same progress may be stored again; a chunk that was copied again would count more.
+        reached = {(key, count) for count, key, state in mine if state == "copying"}
+        assert len(reached) == len({key for key, _ in reached}), projector
 
 
 def test_a_copy_keeps_to_the_rate_that_it_is_given_and_stops_at_once(pipeline: Pipeline):
