@@ -51,9 +51,11 @@ class Chunk(Struct, eq=False):
         """About what it takes in memory, in bytes."""
         return len(self.text)
 
-    def take(self, size: int) -> "Chunk":
-        """Take a part of about so many bytes from the beginning; the rest stays."""
+    def take(self, size: int) -> "Chunk | None":
+        """Take a part of about so many bytes from the beginning; None where nothing would stay."""
         end = lines.cut(self.text, size)
+        if end == len(self.text):
+            return None
         rows = lines.decode(self.text[:end])
         last = tuple(str(value) for value in self.relation.key_of(rows[-1]))
         taken = replace(

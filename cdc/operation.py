@@ -14,6 +14,7 @@ from cdc.errors import ProjectionError
 from cdc.values import Unchanged
 
 _NUMBERS: Final = (int, float, Decimal)
+_SHAPES: Final = "cdc shapes"
 
 ReadModel = Any
 """A read table: a `sqlalchemy.Table`, or a class mapped to one."""
@@ -41,9 +42,17 @@ class Shape:
         return shape_of(self.table, columns, text=self.text)
 
 
-@cache
 def shape_of(table: sa.Table, columns: tuple[str, ...], *, text: bool) -> Shape:
-    """Give the one shape of these columns; all of the table's key columns are among them."""
+    """Give the one shape of these columns; all of the table's key columns are among them.
+
+    Shapes are kept with their table: each session has tables of its own, which go with it.
+    """
+    shapes: dict[tuple[tuple[str, ...], bool], Shape] = vars(table).setdefault(_SHAPES, {})
+    known = shapes.get((columns, text))
+    return known or shapes.setdefault((columns, text), _new_shape(table, columns, text=text))
+
+
+def _new_shape(table: sa.Table, columns: tuple[str, ...], *, text: bool) -> Shape:
     positions = [columns.index(name) for name in key_columns(table)]
     full = {column.name for column in table.columns if column.computed is None} == set(columns)
     return Shape(table, columns, text, full, itemgetter(*positions) if positions else _no_key)

@@ -146,9 +146,9 @@ class Copying:
     def _next(self) -> Chunk:
         """Take the chunk whose turn it is; of a large one, while changes wait for it, a part."""
         chunk = self._waiting[0]
-        if self.streaming and not chunk.keys and chunk.size > self.part_bytes:
-            return chunk.take(self.part_bytes)
-        return self._waiting.popleft()
+        is_large = chunk.size >= 2 * self.part_bytes and not chunk.keys
+        part = chunk.take(self.part_bytes) if is_large and self.streaming else None
+        return part or self._waiting.popleft()
 
     def _release(self, chunk: Chunk, *, placed: bool) -> None:
         """Note that a chunk is no longer under way: it was placed, or has to be read again."""

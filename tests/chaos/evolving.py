@@ -50,13 +50,13 @@ class Evolving(Workload):
         super().step()
         self.counted["transactions"] += 1
         rare = self._chance.random()
-        if rare < 0.002:
+        if rare < 0.002 and self._columns < _MOST_COLUMNS:
             self._note("columns added", self._add_column)
-        elif rare < 0.003:
+        elif 0.002 <= rare < 0.003:
             self._note("tables truncated", self._truncate)
-        elif rare < 0.006:
+        elif 0.003 <= rare < 0.006 and self._days < _MOST_PARTITIONS:
             self._note("partitions added", self._add_partition)
-        elif rare < 0.02:
+        elif 0.006 <= rare < 0.02:
             self._note("poisoned rows", self._poison)
         elif rare < 0.3:
             self._measure()
@@ -68,10 +68,9 @@ class Evolving(Workload):
         self.counted[what] += 1
 
     def _add_column(self) -> None:
-        if self._columns < _MOST_COLUMNS:
-            self.settle()  # it waits for who writes the table
-            self._columns += 1
-            self._run(f"alter table account add column extra_{self._columns} bigint default 7")
+        self.settle()  # it waits for who writes the table
+        self._columns += 1
+        self._run(f"alter table account add column extra_{self._columns} bigint default 7")
 
     def _truncate(self) -> None:
         with self._connection.transaction():
@@ -81,12 +80,11 @@ class Evolving(Workload):
             )
 
     def _add_partition(self) -> None:
-        if self._days < _MOST_PARTITIONS:
-            day = self._days
-            self._days += 1
-            self._run(
-                f"create table measure_{day} partition of measure for values from ({day}) to ({day + 1})"
-            )
+        day = self._days
+        self._days += 1
+        self._run(
+            f"create table measure_{day} partition of measure for values from ({day}) to ({day + 1})"
+        )
 
     def _measure(self) -> None:
         id_, day = self._chance.randrange(500), self._chance.randrange(self._days)

@@ -14,16 +14,18 @@ import pytest
 from cdc.assemble import Transaction
 from cdc.chunk import Chunk
 from cdc.copy_state import Copy, Purpose
+from cdc.lookout import Lookout
 from cdc.observe.metrics import Metrics
 from cdc.projection.batch import Batch
 from cdc.retry import Retry
 from cdc.servers import Server
-from cdc.session import Session
+from cdc.session import Databases, Session
 from cdc.settings import Settings
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.source.chunks import ChunkReader
 from cdc.source.connection import connect
+from cdc.source.opener import Opener
 from cdc.source.slot import mark_now
 from tests.conftest import Configuration, Database, require
 from tests.read_databases import PostgresRead, ReadDatabase, SQLiteRead
@@ -49,11 +51,12 @@ class Steps:
     def __init__(self, settings: Settings, write: Database, store: ReadDatabase) -> None:
         self.write = write
         self.store = store
-        self.writer = Writer(
-            create_engine(settings.read.url.get_secret_value()), settings.source.slot
-        )
+        url, source = settings.read.url.get_secret_value(), settings.source
+        self.writer = Writer(create_engine(url), source.slot)
+        opener = Opener(source.dsn.get_secret_value(), Lookout(), seconds=source.silence_seconds)
+        databases = Databases(opener, self.writer, create_engine(url, reading=True))
         metrics = Metrics()
-        self.session = Session(settings, self.writer, metrics, until=None)
+        self.session = Session(settings, databases, metrics, until=None)
         self.pipeline, _ = self.session._begin(Retry(metrics, threading.Event()))
         self.copying = self.pipeline.copying
         (self.unit,) = self.copying.copies
