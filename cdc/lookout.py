@@ -161,9 +161,11 @@ class Lookout:
         self._hurry = True
 
     def run(self, ended: threading.Event) -> None:
-        """Look, again and again, until that."""
+        """Look, again and again, until that; then let go of what is still watched."""
         while not ended.wait(self._tick()):
             self._look()
+        for line in self._watched():
+            self._forget(line)
 
     def _tick(self) -> float:
         shortest = min(self._watched().values(), default=_LONGEST_TICK_SECONDS * _TICKS)

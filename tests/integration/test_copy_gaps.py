@@ -53,7 +53,8 @@ class Steps:
         self.store = store
         url, source = settings.read.url.get_secret_value(), settings.source
         self.writer = Writer(create_engine(url), source.slot)
-        opener = Opener(source.dsn.get_secret_value(), Lookout(), seconds=source.silence_seconds)
+        self.lookout = Lookout()
+        opener = Opener(source.dsn.get_secret_value(), self.lookout, seconds=source.silence_seconds)
         databases = Databases(opener, self.writer, create_engine(url, reading=True))
         metrics = Metrics()
         self.session = Session(settings, databases, metrics, until=None)
@@ -157,6 +158,9 @@ class Steps:
         self.chunks.close()
         self.writer.close()
         self.pipeline.stream.close()
+        ended = threading.Event()
+        ended.set()
+        self.lookout.run(ended)
 
 
 MUTATIONS = {
