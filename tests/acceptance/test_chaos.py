@@ -32,7 +32,8 @@ def campaign(
     url = f"sqlite:///{tmp_path}/read.db" if request.param == "sqlite" else postgres
     dsn = write.dsn(name, roles.write_role(plugin))
     source = {"dsn": dsn, "slot": name, "plugin": plugin, "publication": name}
-    made = Campaign({"source": source, "read": {"url": url}}, tmp_path, seed=len(name))
+    sections = {"source": source, "read": {"url": url}}
+    made = Campaign(sections, tmp_path, application=write.dsn(name), seed=len(name))
     yield made
     made.close()
     until(lambda: slot_dropped(write, name), what="the slot can be dropped")

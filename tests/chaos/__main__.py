@@ -33,7 +33,8 @@ def _campaign(write: Server, read: Server, plugin: str, seconds: float, *, seed:
         server.create_database(name)
     source = {"dsn": write.dsn(name), "slot": name, "plugin": plugin, "publication": name}
     folder = Path(tempfile.mkdtemp(prefix="cdc-chaos-"))
-    campaign = Campaign({"source": source, "read": {"url": read.url(name)}}, folder, seed=seed)
+    sections = {"source": source, "read": {"url": read.url(name)}}
+    campaign = Campaign(sections, folder, application=write.dsn(name), seed=seed)
     try:
         return campaign.run(seconds=seconds)
     finally:

@@ -69,8 +69,10 @@ class Outcome:
 class Campaign:
     """One write database, one read database, one slot, and one life after the other."""
 
-    def __init__(self, sections: dict[str, dict[str, Any]], folder: Path, *, seed: int) -> None:
-        """Take [source] and [read]; the rest is the campaign's."""
+    def __init__(
+        self, sections: dict[str, dict[str, Any]], folder: Path, *, application: str, seed: int
+    ) -> None:
+        """Take [source] and [read], the daemon's; `application` is the address of who writes."""
         self._folder = folder
         self._chance = random.Random(seed)
         self._config = folder / "cdc.toml"
@@ -78,7 +80,7 @@ class Campaign:
         self._url = sections["read"]["url"]
         self._config.write_text(_toml(sections))
         self._log = folder / "lives.log"
-        self.workload = Workload(sections["source"]["dsn"], seed=seed)
+        self.workload = Workload(application, seed=seed)
         self.workload.create()
         self.outcome = Outcome()
         on_the_way = [*ON_THE_WAY, COMMIT_SENT] if self._is_postgres else ON_THE_WAY

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cdc.cli import main
+from cdc.lsn import Lsn
 from cdc.source.stream import Stream
 from tests.chaos.failpoints import arm
 
@@ -93,8 +94,8 @@ def _write_to(log: str) -> None:
 def _tell_of_streaming(tell: Connection) -> None:
     start = Stream.start
 
-    def started(stream: Stream, lsn: object) -> None:
-        start(stream, lsn)
+    def started(stream: Stream, lsn: Lsn, *, silence_seconds: float) -> None:
+        start(stream, lsn, silence_seconds=silence_seconds)
         tell.send_bytes(b"streaming")
 
     Stream.start = started
