@@ -95,6 +95,7 @@ class Answers:
             **self._positions(),
             "transactions_applied": int(metrics.value("cdc_transactions_applied_total")),
             "projectors": self._projectors(),
+            "quarantined_keys": dict(self._writer.held.counts()),
             "copies": [described(copy) for copy in metrics.progress.values()],
             "errors": metrics.history.failures(),
             "history": metrics.history.samples(),

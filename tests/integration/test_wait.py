@@ -109,7 +109,7 @@ def test_a_browser_that_is_redirected_is_shown_what_it_wrote(
     (source,) = blocks(ROOT / "docs" / "read-your-writes.md", "python")
     names: dict = {"__name__": "docs"}
     exec(compile(source, "read-your-writes.md", "exec"), names)  # noqa: S102
-    write_engine = sa.create_engine(write.url)
+    write_engine = sa.create_engine(write.server.url(write.name))
     application = names["Notes"](write_engine, engine)
     answered: list = []
 
