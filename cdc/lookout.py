@@ -150,11 +150,15 @@ class Lookout:
         self._lines: dict[Line, float] = {}
         self._lock = threading.Lock()
         self._hurry = False
+        self._closed = False
 
     def watch(self, line: Line, *, seconds: float) -> None:
         """Watch a connection until it is closed: an answer may take so long unexamined."""
         with self._lock:
-            self._lines[line] = seconds
+            if not self._closed:
+                self._lines[line] = seconds
+                return
+        line.wire.close()
 
     def hurry(self) -> None:
         """Be less patient from now on: somebody waits for the end."""
@@ -164,6 +168,8 @@ class Lookout:
         """Look, again and again, until that; then let go of what is still watched."""
         while not ended.wait(self._tick()):
             self._look()
+        with self._lock:
+            self._closed = True
         for line in self._watched():
             self._forget(line)
 

@@ -36,6 +36,10 @@ Writer.apply = apply
 """
 
 
+STOPS = {"CDC_PROJECTION__ON_ERROR": "stop"}
+MANY = {"CDC_PROJECTION__QUARANTINE_LIMIT": "1000"}
+
+
 def get(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -97,14 +101,18 @@ def test_no_password_and_no_value_is_written_whatever_fails(one_pipeline: Pipeli
 
     pipeline.target("delete from t; alter table t add constraint short check (length(v) < 3)")
     pipeline.source(f"insert into t select g, {ROW} from generate_series(400, 402) g")
-    written.append(told(pipeline, "run", code=4))
+    written.append(told(pipeline, "run", code=4, **STOPS))
     pipeline.target("alter table t drop constraint short; alter table t add unique (v)")
-    written.append(told(pipeline, "run", code=4))
+    written.append(told(pipeline, "run", code=4, **STOPS))
     pipeline.target("alter table t alter n type int using null, alter d type int using null")
-    written.append(told(pipeline, "run", "--log-level", "debug", code=4))
+    written.append(told(pipeline, "run", "--log-level", "debug", code=4, **STOPS))
     (pipeline.folder / "fails.py").write_text(PROJECTOR)
     pipeline.configure('[projection]\nmodules = ["fails"]')
-    written.append(told(pipeline, "run", code=5))
+    written.append(told(pipeline, "run", code=5, **STOPS))
+    written.append(told(pipeline, "run", "--until", "now", "--log-level", "debug", code=0, **MANY))
+    written += [
+        told(pipeline, "quarantine", *words, code=0) for words in (["list"], ["show", "400"])
+    ]
     (pipeline.folder / "fault.py").write_text(FAULT + PROJECTOR.replace("raise", "return None #"))
     pipeline.configure('[projection]\nmodules = ["fault"]')
     written.append(told(pipeline, "run", code=1))

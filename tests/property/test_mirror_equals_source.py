@@ -202,7 +202,7 @@ def test_a_mirror_equals_its_source(
     finally:
         for table in made:
             execute(write, sql.SQL("drop table if exists {}").format(table.quoted))
-            execute(read, sql.SQL("drop table if exists {}").format(table.quoted))
+            execute(read, sql.SQL("drop table if exists {}").format(sql.Identifier(table.name)))
 
 
 def commit_all(write: Database, transactions: list[list[Statement]]) -> Any:
