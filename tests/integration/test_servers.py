@@ -226,8 +226,9 @@ def test_an_interrupt_while_starting_leaves_nothing(
 def _enterable(folder: Path) -> str:
     """Open pytest's folders (0700) to the user that a server of root's runs as."""
     if os.geteuid() == 0:
-        for path in (folder, folder.parent, folder.parent.parent):
-            path.chmod(0o755)
+        for path in (folder, *folder.parents):
+            if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001:
+                path.chmod(0o755)
     return str(folder)
 
 
