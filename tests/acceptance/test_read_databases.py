@@ -432,7 +432,7 @@ def test_check_tells_what_a_user_of_mariadb_lacks_and_what_would_lose_commits(
     store.query("create or replace user poor@'%' identified by 'pw'")
     store.query(f"grant select on {database}.* to poor@'%'")
     store.query("set global innodb_flush_log_at_trx_commit = 2")
-    one_pipeline.config.write_text(one_pipeline.config.read_text().replace("test:pw", "poor:pw"))
+    one_pipeline.config.write_text(one_pipeline.config.read_text().replace("cdc:pw", "poor:pw"))
     one_pipeline.source("create table t (id int primary key)")
     one_pipeline.mirror("public.t")
     try:
