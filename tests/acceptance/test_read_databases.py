@@ -158,9 +158,11 @@ class Pipeline:
         return Lsn(rows[0][0]) if rows else Lsn(0)
 
     def caught_up(self) -> None:
-        """Wait until everything committed before now is applied."""
+        """Wait until everything committed before now is applied, and every copy is done."""
         mark = self.source("select pg_logical_emit_message(true, 'cdc', 'mark') - '0/0'::pg_lsn")
         until(lambda: self.checkpoint() >= mark[0][0], what="the checkpoint reaches the mark")
+        due = "select count(*) from cdc_copy where state in ('waiting', 'copying')"
+        until(lambda: self.store.query(due) == [(0,)], what="every copy is done")
 
     def compared(self) -> dict[str, TableComparison]:
         """Compare all that is mirrored, as `compare` does between any two dialects."""
