@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +15,11 @@ from cdc.operate.setup import prepare_read_side
 from cdc.projection.registry import Registry
 from cdc.sink import copies
 from cdc.sink.engine import connect, create_engine
-from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead
+from tests.read_databases import ReadDatabase
 
 SLOT = "s"
 BEGAN = datetime(2024, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ODD = TableName("Odd.schema", 't"é')
-
-
-@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "mariadb":
-        return MariaRead(request.getfixturevalue("mariadb"))
-    return SQLiteRead(tmp_path / "read.db")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -17,25 +16,14 @@ from cdc.operate.copy import ask, wanted
 from cdc.operate.follow import Watch, follow
 from cdc.sink import copies
 from cdc.sink.engine import connect, create_engine
-from tests.conftest import PATIENCE, Configuration, Database, environment, require, until
-from tests.mariadb import find as find_mariadb
-from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead
+from tests.conftest import PATIENCE, Configuration, Database, environment, until
+from tests.read_databases import ReadDatabase
 
 Configure = Callable[..., Configuration]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 UNIT = Unit("mirror:public.t", TableName("public", "t"))
 FILL = "insert into t select i, 'v' || i from generate_series(1, 100) i"
-
-
-@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "sqlite":
-        return SQLiteRead(tmp_path / "read.db")
-    require(find_mariadb(), "a MariaDB server")
-    return MariaRead(request.getfixturevalue("mariadb"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.values import UNCHANGED
 from tests.conftest import Configuration, Database, RunningDaemon, until
-from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead, losing
+from tests.read_databases import ReadDatabase, losing
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 IDENTITY = checkpoint.Identity("s", "pgoutput", "7", 1)
@@ -194,15 +193,6 @@ def deleted(key: int) -> Change:
 
 def child(key: int, parent: int) -> Change:
     return Inserted(CHILD, (str(key), str(parent)))
-
-
-@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "mariadb":
-        return MariaRead(request.getfixturevalue("mariadb"))
-    return SQLiteRead(tmp_path / "read.db")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from cdc.sink import checkpoint
 from cdc.source import slot
 from tests.conftest import Configuration, Database, RunningDaemon
 from tests.integration.test_verify import LIVE
-from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead
+from tests.read_databases import ReadDatabase
 
 Configure = Callable[..., Configuration]
 Start = Callable[..., RunningDaemon]
@@ -66,15 +66,6 @@ def test_killed_between_two_steps_it_is_finished_by_the_next_start(
     daemon.wait_until(lambda: read.value("select bool_and(phase = 'done') from cdc_verify"))
     assert read.texts("t") == write.texts("t")
     assert daemon.stop() == 0
-
-
-@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "mariadb":
-        return MariaRead(request.getfixturevalue("mariadb"))
-    return SQLiteRead(tmp_path / "read.db")
 
 
 def test_rows_whose_source_rows_are_gone_are_removed_from_every_read_table(

@@ -1,7 +1,6 @@
 """Whatever transactions come, in whatever batches, each dialect ends where a dictionary does."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdc import Delete, Operation, Truncate, Update, Upsert
 from cdc.operation import Move, shape_of
-from tests.integration.test_sink_contract import DIALECTS, Sink
+from tests.integration.test_sink_contract import Sink
 from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead
 
 KEYS = ["a", "A", "a ", "é", "e", "\\", "k1", "k2", "k3", "k4", "k5", "k6"]
@@ -101,15 +100,6 @@ class Source:
 
 def keys() -> st.SearchStrategy[Key]:
     return st.tuples(st.sampled_from(KEYS), st.integers(0, 2))
-
-
-@pytest.fixture(params=DIALECTS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "mariadb":
-        return MariaRead(request.getfixturevalue("mariadb"))
-    return SQLiteRead(tmp_path / "read.db")
 
 
 @pytest.fixture

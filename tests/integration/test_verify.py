@@ -17,7 +17,7 @@ from cdc.sink import verifications
 from cdc.sink.engine import create_engine
 from cdc.verify_state import VERDICTS, Mismatch, Verification
 from tests.conftest import Configuration, Database, RunningDaemon
-from tests.read_databases import MariaRead, PostgresRead, ReadDatabase, SQLiteRead
+from tests.read_databases import MariaRead, PostgresRead, ReadDatabase
 
 Configure = Callable[..., Configuration]
 Start = Callable[..., RunningDaemon]
@@ -154,15 +154,6 @@ def alone(change):
         return Upsert(ALONE, name=f"o{change.row['id']}", n=change.row["id"])
     return Delete(ALONE, name=f"o{change.key['id']}")
 """
-
-
-@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ReadDatabase:
-    if request.param == "postgres":
-        return PostgresRead(request.getfixturevalue("read"))
-    if request.param == "mariadb":
-        return MariaRead(request.getfixturevalue("mariadb"))
-    return SQLiteRead(tmp_path / "read.db")
 
 
 @pytest.fixture
