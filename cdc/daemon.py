@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
@@ -102,8 +102,9 @@ class Daemon:
         ):
             host, port = http.address
             log.info("listening", extra={"url": f"http://{host}:{port}"})
-            for part in (self._sample, self._watch, self._keep_lookout, self._serve_guarded):
-                threading.Thread(target=part, name=part.__name__.strip("_"), daemon=True).start()
+            for part in (self._sample, self._watch, self._keep_lookout, self._serve_to_the_end):
+                name = part.__name__.strip("_")
+                threading.Thread(target=self._guarded, args=(part,), name=name, daemon=True).start()
             self._wait_for_the_end()
         log.info("stopped", extra={"checkpoint": str(self._writer.checkpoint)})
 
@@ -119,15 +120,20 @@ class Daemon:
     def _keep_lookout(self) -> None:
         self._lookout.run(self._served)
 
-    def _serve_guarded(self) -> None:
+    def _guarded(self, part: Callable[[], None]) -> None:
+        """Run a thread's part; let its failure end the daemon, which would be blind without it."""
         try:
-            self._serve()
+            part()
         except BaseException as error:  # noqa: BLE001  raised again in the main thread
             self._error = error
-        finally:
-            self._writer.close()
-            self._served.set()
             self._stop.set()
+            self._session.stop()
+
+    def _serve_to_the_end(self) -> None:
+        self._guarded(self._serve)
+        self._writer.close()
+        self._served.set()
+        self._stop.set()
 
     def _serve(self) -> None:
         """Hold session after session; the pauses grow only while none gets as far as streaming."""

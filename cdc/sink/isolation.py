@@ -16,6 +16,7 @@ from cdc.assemble import Transaction
 from cdc.change import Change, Inserted, Relation, Truncated
 from cdc.copy_state import Unit
 from cdc.errors import ProjectionError, QuarantineFull, WriteRefused
+from cdc.lsn import Lsn
 from cdc.operation import Append, Move, Operation, Truncate
 from cdc.projection.batch import Batch, NetEffect
 from cdc.projection.project import describe, project_one
@@ -140,13 +141,38 @@ class _Left:
         return sorted(self._found, key=lambda found: found[0].number)
 
 
+def check_deferred(sink: Sink, commit_lsn: Lsn) -> None:
+    """Check at a transaction's end what may be checked later: a violation is no change's alone.
+
+    Raise WriteRefused, or a ReadError.
+    """
+    try:
+        with translated():
+            sink.check_deferred()
+    except RowsRefused as error:
+        raise WriteRefused(
+            f"the read database refused the transaction committed at {commit_lsn} as a whole: "
+            f"{error}",
+            hint=MEND,
+        ) from None
+
+
 class Isolation:
     """Applies one batch, or replays some keys, inside the caller's transaction.
 
-    `effect` and `operations` tell what was written.
+    `effect` and `operations` tell what was written; `stepped` is called whenever the read database
+    has answered.
     """
 
-    def __init__(self, connection: sa.Connection, sink: Sink, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        sink: Sink,
+        quarantine: Quarantine,
+        *,
+        stepped: Callable[[], None],
+    ) -> None:
+        self._stepped = stepped
         self._connection = connection
         self._sink = sink
         self._quarantine = quarantine
@@ -179,7 +205,7 @@ class Isolation:
             else:
                 self._apply_run(self._free(run), check=is_whole)
         if transaction.ends and not is_whole:
-            self._check_deferred(transaction)
+            check_deferred(self._sink, transaction.commit_lsn)
         self._store()
 
     def _store(self) -> None:
@@ -309,6 +335,7 @@ class Isolation:
             with translated():
                 for segment in effect.segments:
                     self._sink.apply(segment, in_sets=in_sets)
+                    self._stepped()
                 if check:
                     self._sink.check_deferred()
         except RowsRefused as error:
@@ -323,18 +350,6 @@ class Isolation:
         for operation in operations:
             self.effect.add(operation)
             self.operations[step.projector.name, operation.__class__] += 1
-
-    def _check_deferred(self, transaction: Transaction) -> None:
-        """Check what came in pieces: a violation can be no change's alone."""
-        try:
-            with translated():
-                self._sink.check_deferred()
-        except RowsRefused as error:
-            raise WriteRefused(
-                "the read database refused the transaction committed at "
-                f"{transaction.commit_lsn} as a whole: {error}",
-                hint=MEND,
-            ) from None
 
     def _isolate(self, step: _Step, error: Failure) -> None:
         """Take a change's key into quarantine; raise where it is no fault of the row."""
@@ -410,6 +425,7 @@ class Isolation:
                     number = None
                     for segment in together.segments:
                         self._sink.apply(segment, in_sets=True)
+                        self._stepped()
                     written.segments += together.segments
                 self._sink.check_deferred()
         except (RowsRefused, ProjectionError) as error:

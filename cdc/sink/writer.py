@@ -33,7 +33,7 @@ from cdc.sink import quarantine as storage
 from cdc.sink.comparison import Comparison
 from cdc.sink.dialects import sink_of
 from cdc.sink.engine import canceller, connect, translated
-from cdc.sink.isolation import MEND, Gone, Isolation, Quarantine
+from cdc.sink.isolation import MEND, Gone, Isolation, Quarantine, check_deferred
 from cdc.sink.refused import RowsRefused
 from cdc.sink.sink import Sink
 
@@ -212,7 +212,7 @@ class Writer:
             return
         self._transaction = connection.begin()
         checkpoints.hold(connection, self._identity, at=self._checkpoint)
-        isolation = Isolation(connection, sink, self._quarantine)
+        isolation = self._isolation(connection, sink)
         held = self._quarantine.held
         isolation.drop([chain for chain, wish in asked.items() if wish == "drop"])
         replayed = [chain for chain, wish in asked.items() if wish == "replay"]
@@ -318,7 +318,7 @@ class Writer:
             # What is not compared was worked out for the keys that were in quarantine then.
             is_current = self._fits_held(batch)
             check.results = self._comparison.examine(check) if is_current else []
-            self.steps += 1
+            self._stepped()
 
     def _apply_merged(self, batch: Batch) -> None:
         """Apply the net effect; where that violates a constraint, all in commit order.
@@ -336,7 +336,13 @@ class Writer:
         elif quarantine.limit is None and not quarantine.held:
             self._apply_in_order(batch)
         else:
-            Isolation(connection, sink, quarantine).apply(batch)
+            self._isolation(connection, sink).apply(batch)
+
+    def _isolation(self, connection: sa.Connection, sink: Sink) -> Isolation:
+        return Isolation(connection, sink, self._quarantine, stepped=self._stepped)
+
+    def _stepped(self) -> None:
+        self.steps += 1
 
     def _fits_held(self, batch: Batch) -> bool:
         """Tell whether a batch was projected with the keys in quarantine that are there now."""
@@ -352,7 +358,7 @@ class Writer:
             with translated():
                 for segment in batch.effect.segments:
                     sink.apply(segment)
-                    self.steps += 1
+                    self._stepped()
                 if batch.complete:
                     sink.check_deferred()
         except RowsRefused:
@@ -394,7 +400,7 @@ class Writer:
             if len(transaction.changes) == 1 or not self._applied_at_once(transaction, registry):
                 self._apply_each(transaction, registry)
             if transaction.ends:
-                self._check_deferred(transaction.commit_lsn)
+                check_deferred(sink, transaction.commit_lsn)
 
     def _applied_at_once(self, transaction: Transaction, registry: Registry) -> bool:
         """Apply a transaction's net effect in whole sets; tell whether that was taken."""
@@ -407,7 +413,7 @@ class Writer:
             with translated():
                 for segment in effect.segments:
                     sink.apply(segment, in_sets=True)
-                    self.steps += 1
+                    self._stepped()
         except RowsRefused:
             savepoint.rollback()
             sink.rolled_back()
@@ -426,21 +432,9 @@ class Writer:
                 with translated():
                     for segment in alone.segments:
                         sink.apply(segment)
-                        self.steps += 1
+                        self._stepped()
             except RowsRefused as error:
                 raise _refused(error, projector, operations[-1], transaction.commit_lsn) from None
-
-    def _check_deferred(self, commit_lsn: Lsn) -> None:
-        _, sink = self._opened()
-        try:
-            with translated():
-                sink.check_deferred()
-        except RowsRefused as error:
-            raise WriteRefused(
-                f"the read database refused the transaction committed at {commit_lsn} as a whole: "
-                f"{error}",
-                hint=MEND,
-            ) from None
 
     def _commit(self, batch: Batch, end_lsn: Lsn) -> None:
         connection, sink = self._opened()

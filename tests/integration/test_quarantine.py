@@ -250,7 +250,9 @@ def test_what_a_trigger_refuses_is_set_aside(sink: Sink) -> None:
 def test_what_is_in_one_transaction_with_poison_is_applied(sink: Sink) -> None:
     changes = [inserted(key, f"v{key}") for key in range(100)]
     changes[50] = inserted(50, None)
+    before = sink.writer.steps
     sink.apply(*changes, updated(50, None), updated(51, "other"))
+    assert sink.writer.steps > before + 2  # each part of it is seen to get on
     assert sink.held() == ["50"]
     assert len(sink.parents()) == 99
     assert (51, "other") in sink.parents()
