@@ -21,6 +21,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Flags: TypeAlias = NDArray[np.bool_]
 
 _TAB, _NEWLINE, _BLANK = b"\t\n "
+_SEPARATOR_BYTES: Final = 1
 _BYTEA_PREFIX: Final = b"\\x"
 _NEARLY_ALL: Final = 0.75
 
@@ -70,12 +71,10 @@ class Places:
 class Column(NamedTuple):
     """Where a column's value is in each row; `is_null` None: nowhere.
 
-    The byte at `separator_at`, before it, is free for a separator, and so are the two after that
-    where the value is empty. Where `is_bytea`, the two bytes before the value are free for the
-    prefix that it lacks.
+    What stands before a value, three bytes at least, or one where it is NULL, is no value's.
+    Where `is_bytea`, the values lack their prefix.
     """
 
-    separator_at: Numbers
     starts: Numbers
     ends: Numbers
     is_null: Flags | None
@@ -84,10 +83,19 @@ class Column(NamedTuple):
     def of_rows(self, index: Numbers, moved: Numbers) -> "Column":
         """Give the column of some rows, which stand so many bytes further on."""
         is_null = None if self.is_null is None else self.is_null[index]
-        separator_at, starts, ends = (
-            positions[index] + moved for positions in (self.separator_at, self.starts, self.ends)
-        )
-        return Column(separator_at, starts, ends, is_null, self.is_bytea)
+        starts, ends = (positions[index] + moved for positions in (self.starts, self.ends))
+        return Column(starts, ends, is_null, self.is_bytea)
+
+    @property
+    def prefixed(self) -> tuple[Flags, bytes] | None:
+        """Tell which values begin with something that is not in the frames, and with what."""
+        if not self.is_bytea:  # an empty text is quoted, so that it is no NULL
+            which, prefix = self.starts == self.ends, lines.EMPTY
+        else:
+            which, prefix = np.ones(len(self.starts), np.bool_), _BYTEA_PREFIX
+        if self.is_null is not None:
+            which &= ~self.is_null
+        return (which, prefix) if which.any() else None
 
 
 def cut_texts(places: Places, column: Column) -> list[str]:
@@ -189,58 +197,44 @@ class _Cut:
         self._places = places
         self._columns = columns
         self._encoding = encoding
-        self._bytes = places.bytes.copy()
-        self._edges = np.zeros(len(self._bytes) + 1, np.bool_)
+        shape = (len(columns[0].starts), len(columns))
+        begins, lengths = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        prefixes = [column.prefixed for column in columns]
+        for number, (column, prefixed) in enumerate(zip(columns, prefixes, strict=True)):
+            begins[:, number] = column.starts - _SEPARATOR_BYTES
+            if prefixed is not None:
+                which, prefix = prefixed
+                begins[which, number] -= len(prefix)
+            lengths[:, number] = column.ends - begins[:, number]
+        self._ends = np.cumsum(lengths).reshape(shape)
+        self._begins = self._ends - lengths
+        self._bytes = places.bytes[_joined(begins.ravel(), lengths.ravel())]
         self._written: Counter[int] = Counter()
-        self._until: Numbers = np.empty(0, np.int64)
-        for number, column in enumerate(columns):
-            self._write(column.separator_at, _TAB if number else _NEWLINE)
-            self._keep(column.starts, column.ends)
-        for column in columns:
-            if column.is_bytea:
-                self._prefix_bytea(column)
-            else:
-                self._quote_empty(column)
-        self._edges[self._until] ^= True
-        self._kept = np.logical_xor.accumulate(self._edges[:-1])
+        self._separate()
+        for number, prefixed in enumerate(prefixes):
+            if prefixed is not None:
+                self._prefix(number, *prefixed)
 
-    def _write(self, at: Numbers, *written: int) -> None:
-        """Write bytes there in each row, and keep them."""
-        for offset, byte in enumerate(written):
-            self._bytes[at + offset if offset else at] = byte
+    def _separate(self) -> None:
+        self._bytes[self._begins] = _TAB
+        self._bytes[self._begins[:, 0]] = _NEWLINE
+        rows, columns = self._begins.shape
+        self._written.update({_TAB: rows * (columns - 1), _NEWLINE: rows})
+
+    def _prefix(self, number: int, which: Flags, prefix: bytes) -> None:
+        at = self._begins[which, number] + _SEPARATOR_BYTES
+        for offset, byte in enumerate(prefix):
+            self._bytes[at + offset] = byte
             self._written[byte] += len(at)
-        self._keep(at, at + len(written))
-
-    def _keep(self, starts: Numbers, ends: Numbers) -> None:
-        """Note ranges to keep: they do not overlap, so each edge turns keeping on or off.
-
-        A range that begins where the one before ends goes on with it.
-        """
-        if starts is not self._until:
-            self._edges[self._until] ^= True
-            self._edges[starts] ^= True
-        self._until = ends
-
-    def _prefix_bytea(self, column: Column) -> None:
-        at = column.starts if column.is_null is None else column.starts[~column.is_null]
-        self._write(at - len(_BYTEA_PREFIX), *_BYTEA_PREFIX)
-
-    def _quote_empty(self, column: Column) -> None:
-        """Write an empty text as one, so that it is no NULL."""
-        empty = column.starts == column.ends
-        if column.is_null is not None:
-            empty &= ~column.is_null
-        if empty.any():
-            self._write(column.separator_at[empty] + 1, *lines.EMPTY)
 
     def text(self) -> bytes:
         """Give the lines, each with its end."""
-        cut = self._bytes[self._kept].tobytes()
+        cut = self._bytes.tobytes()
         return cut[1:] + b"\n" if self._is_plain(cut) else lines.joined(self._encoded())
 
     def lines(self) -> list[bytes]:
         """Give a line for each row."""
-        cut = self._bytes[self._kept].tobytes()
+        cut = self._bytes.tobytes()
         return cut.split(b"\n")[1:] if self._is_plain(cut) else self._encoded()
 
     def _is_plain(self, cut: bytes) -> bool:
@@ -253,23 +247,21 @@ class _Cut:
     def _encoded(self) -> list[bytes]:
         """Give the lines, of rows with something special encoded from their values."""
         rows = self._special_rows()
-        found = self._bytes[self._kept].tobytes().split(b"\n")[1:]
+        found = self._bytes.tobytes().split(b"\n")[1:]
         for row in rows:
             found[row] = lines.encode([self._value(column, row) for column in self._columns])
         return found
 
     def _special_rows(self) -> Sequence[int]:
         """Find the rows with something special, and blank it, so that lines can be told apart."""
-        firsts = self._columns[0].separator_at
         is_special = np.zeros(256, np.bool_)
         is_special[list(self._encoding.special)] = True
-        special = is_special[self._places.bytes] & self._kept
-        for column in self._columns:
-            special[column.separator_at] = False
+        special = is_special[self._bytes]
+        special[self._begins] = False
         self._bytes[special] = _BLANK
         if len(self._columns) == 1:
-            return range(len(firsts))
-        rows = np.searchsorted(firsts, np.flatnonzero(special), side="right") - 1
+            return range(len(self._begins))
+        rows = np.searchsorted(self._ends[:, -1], np.flatnonzero(special), side="right")
         return np.unique(rows).tolist()  # type: ignore[no-any-return]
 
     def _value(self, column: Column, row: int) -> str | None:
@@ -278,3 +270,11 @@ class _Cut:
         value = self._places.data[column.starts[row] : column.ends[row]]
         text = self._encoding.decode(value)
         return f"\\x{text}" if column.is_bytea else text
+
+
+def _joined(begins: Numbers, lengths: Numbers) -> Numbers:
+    """Give the positions of all bytes of ranges, one range after the other; none is empty."""
+    steps = np.ones(int(lengths.sum()), np.int64)
+    steps[0] = begins[0]
+    steps[np.cumsum(lengths)[:-1]] = begins[1:] - (begins[:-1] + lengths[:-1] - 1)
+    return np.cumsum(steps, out=steps)

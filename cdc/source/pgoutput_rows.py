@@ -104,13 +104,13 @@ def _columns(places: Places, position: Numbers, count: int) -> list[Column] | No
         is_text = kind == _TEXT
         if is_text.all():
             starts = position + 1 + _LENGTH_BYTES
-            column = Column(position, starts, starts + places.uint32[position + 1], None)
+            column = Column(starts, starts + places.uint32[position + 1], None)
         elif (is_text | (kind == _NULL)).all():
             starts = position + 1
             starts[is_text] += _LENGTH_BYTES
             ends = starts.copy()
             ends[is_text] += places.uint32[position[is_text] + 1]
-            column = Column(position, starts, ends, ~is_text)
+            column = Column(starts, ends, ~is_text)
         else:
             return None
         columns.append(column)

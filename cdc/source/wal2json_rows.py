@@ -297,27 +297,25 @@ def _column(
         raise IndexError
     ends = np.where(is_bool, starts + 1, np.where(is_null, starts, ends - is_text))
     starts = starts + is_text
-    # The mark's last byte, or for bytea the one before it: two are for the prefix.
-    separator_at = mark + len(_VALUE) - (2 if is_bytea else 1)
-    return Column(separator_at, starts, ends, is_null if is_null.any() else None, is_bytea)
+    return Column(starts, ends, is_null if is_null.any() else None, is_bytea)
 
 
 class _Filled:
     """A column of all rows of a relation, filled from one template after the other."""
 
     def __init__(self, count: int) -> None:
-        self._places = np.zeros((3, count), np.int64)
+        self._places = np.zeros((2, count), np.int64)
         self._is_null = np.zeros(count, np.bool_)
         self._is_bytea = False
 
     def fill(self, at: Numbers, column: Column) -> None:
         """Set the rows at these positions."""
-        self._places[:, at] = column.separator_at, column.starts, column.ends
+        self._places[:, at] = column.starts, column.ends
         self._is_null[at] = False if column.is_null is None else column.is_null
         self._is_bytea = column.is_bytea
 
     def done(self) -> Column:
         """Give the whole column."""
         is_null = self._is_null if self._is_null.any() else None
-        separator_at, starts, ends = self._places
-        return Column(separator_at, starts, ends, is_null, self._is_bytea)
+        starts, ends = self._places
+        return Column(starts, ends, is_null, self._is_bytea)
