@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cdc.change import Relation
 from cdc.names import TableName
 from cdc.rows import Rows
-from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, cut_texts
+from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, are_equal
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.nulls import NUMBERS
 from cdc.values import BYTEA
@@ -260,7 +260,7 @@ def _keys_are_usual(places: Places, template: _Template, columns: Sequence[Colum
         key = new[name]
         if key.is_null is not None:
             return False
-        if name in old and cut_texts(places, key) != cut_texts(places, old[name]):
+        if name in old and not are_equal(places, key, old[name]):
             return False
     return True
 
