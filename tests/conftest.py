@@ -65,6 +65,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     return report
 
 
+# In which order, and how many at once.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take so long that they have a timeout of their own.
+
+    Else one of them may be the last, with all other processes idle.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Give one process more than there are cores: a test waits a quarter of its time."""
+    return (os.cpu_count() or 1) + 1
+
+
 # Servers and databases.
 
 memory.settle()

@@ -219,6 +219,7 @@ def one_pipeline(write: Server, store: ReadDatabase, tmp_path: Path) -> Iterator
     made.close()
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_random_under_writes_the_mirrors_are_equal_afterwards(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
