@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from cdc.settings import Settings
 from cdc.source.connection import connect_replication
 from cdc.source.slot import knows_options, mark_now, try_plugin
 from cdc.source.wal2json import AS_STRINGS
-from tests import roles
+from tests import memory, roles
 from tests.mariadb import MariaDB
 from tests.mariadb import find as mariadb_program
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[1]
 IN_CI = os.environ.get("CI") == "true"
@@ -64,8 +65,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     return report
 
 
+# In which order, and how many at once.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take so long that they have a timeout of their own.
+
+    Else one of them may be the last, with all other processes idle.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Give one process more than there are cores: a test waits a quarter of its time."""
+    return (os.cpu_count() or 1) + 1
+
+
 # Servers and databases.
 
+memory.settle()
 FAST = {
     "fsync": False,
     "max_replication_slots": 40,
@@ -304,14 +323,24 @@ def configuration(
 
 def command(configuration: Configuration, *arguments: str) -> list[str]:
     """Give the command line of the daemon."""
-    file = str(configuration.file())
-    return [sys.executable, "-m", "cdc", "run", "--config", file, *arguments]
+    return ["run", "--config", str(configuration.file()), *arguments]
 
 
 def environment() -> dict[str, str]:
     """Give our environment without what would win over the configuration file."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
     return ours | {"COLUMNS": "500"}
+
+
+@cache
+def nursery() -> Nursery:
+    """Give the process that daemons are forked from; it ends with the tests."""
+    return Nursery(environment())
+
+
+def pytest_unconfigure() -> None:
+    if nursery.cache_info().currsize:
+        nursery().close()
 
 
 class RunningDaemon:
@@ -321,14 +350,13 @@ class RunningDaemon:
         self._slot = configuration.slot
         self._read = read
         self.log_file = configuration.folder / f"daemon-{next(_names)}.log"
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                command(configuration, *arguments),
-                stderr=log,
-                stdout=log,
-                cwd=configuration.folder,
-                env=environment(),
-            )
+        self.process = nursery().start(
+            command(configuration, *arguments),
+            folder=configuration.folder,
+            environment=environment(),
+            output=self.log_file,
+            errors=self.log_file,
+        )
 
     @property
     def log(self) -> str:
@@ -402,15 +430,22 @@ def cdc_run() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     def run(
         configuration: Configuration, *arguments: str, until: str = "now", succeeds: bool = True
     ) -> "subprocess.CompletedProcess[str]":
-        ran = subprocess.run(
-            [*command(configuration, *arguments), "--until", until],
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE,
-            cwd=configuration.folder,
-            env=environment(),
-            check=False,
+        output, errors = (
+            configuration.folder / f"{next(_names)}.{what}" for what in ("out", "err")
         )
+        line = [*command(configuration, *arguments), "--until", until]
+        child = nursery().start(
+            line,
+            folder=configuration.folder,
+            environment=environment(),
+            output=output,
+            errors=errors,
+        )
+        try:
+            code = child.wait(2 * PATIENCE)
+        finally:
+            child.kill()
+        ran = subprocess.CompletedProcess(line, code, output.read_text(), errors.read_text())
         if succeeds:
             assert ran.returncode == 0, ran.stderr
         return ran

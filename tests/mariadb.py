@@ -47,6 +47,7 @@ class MariaDB:
         self.folder = Path(tempfile.mkdtemp(prefix="cdc-maria-"))
         self._account = process.server_account()
         self._process: subprocess.Popen[bytes] | None = None
+        self._engines: dict[str, sa.Engine] = {}  # what they learn of the server is learnt once
 
     def __enter__(self) -> Self:
         try:
@@ -103,8 +104,14 @@ class MariaDB:
 
     def query(self, statement: str, database: str = "") -> list[tuple[Any, ...]]:
         """Execute a statement in autocommit mode as an administrator; give its rows."""
-        engine = sa.create_engine(self.url(database), poolclass=sa.pool.NullPool)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if database not in self._engines:
+            url = self.url(database)
+            self._engines[database] = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        with (
+            self._engines[database]
+            .connect()
+            .execution_options(isolation_level="AUTOCOMMIT") as connection
+        ):
             result = connection.exec_driver_sql(statement.replace("%", "%%"))
             return [tuple(row) for row in result] if result.returns_rows else []
 

@@ -159,6 +159,7 @@ class Attendance:
                 raise
             self._watch.close()
             trouble, streams = error, True  # as far as anybody can tell
+        self._say(str(trouble) if trouble else None if streams else "no daemon streams")
         if streams:
             self._last_seen = time.monotonic()
         elif time.monotonic() - self._last_seen > self._patience:
@@ -166,7 +167,6 @@ class Attendance:
                 f"no daemon has streamed for {self._patience:.0f} s: the copy waits for one",
                 hint="`cdc run` goes on with it; so does this command, given again",
             )
-        self._say(str(trouble) if trouble else None if streams else "no daemon streams")
 
     def _say(self, what: str | None) -> None:
         if what not in {None, self._said}:

@@ -8,13 +8,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cdc.lsn import Lsn
 from cdc.servers import Server
 from tests import roles
-from tests.conftest import installation, require
+from tests.conftest import installation, nursery, require
+from tests.nursery import Child
 
 SECONDS = 60
 FAST = {"fsync": False, "max_connections": 60}
@@ -50,7 +52,7 @@ class Pipeline:
         self.name = f"t_{uuid.uuid4().hex[:10]}"
         self.folder = folder
         self.config = folder / "cdc.toml"
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Child | subprocess.Popen[Any]] = []
         roles.prepare_write(write)
         roles.prepare_read(read)
         write.create_database(self.name)
@@ -102,20 +104,18 @@ listen = "127.0.0.1:0"
             env=self.environment(**environment),
         )
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        with (self.folder / f"log{len(self.processes)}").open("w") as log:
-            process = subprocess.Popen(
-                self._command(("run", *arguments)),
-                stderr=log,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                cwd=self.folder,
-                env=self.environment(**environment),
-            )
+    def start(self, *arguments: str, **environment: str) -> Child:
+        process = nursery().start(
+            ["run", "--config", str(self.config), *arguments],
+            folder=self.folder,
+            environment=self.environment(**environment),
+            output=Path(os.devnull),
+            errors=self.folder / f"log{len(self.processes)}",
+        )
         self.processes.append(process)
         return process
 
-    def log(self, process: subprocess.Popen[str]) -> str:
+    def log(self, process: Child) -> str:
         return (self.folder / f"log{self.processes.index(process)}").read_text()
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
@@ -123,7 +123,7 @@ listen = "127.0.0.1:0"
         command, rest = arguments[:words], arguments[words:]
         return [sys.executable, "-m", "cdc", *command, "--config", str(self.config), *rest]
 
-    def url(self, process: subprocess.Popen[str]) -> str:
+    def url(self, process: Child) -> str:
         def listening() -> str | None:
             for line in self.log(process).splitlines():
                 if "listening url=" in line:

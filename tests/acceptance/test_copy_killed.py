@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import Pipeline, until
 from tests.conftest import require
 
@@ -30,6 +32,7 @@ def pgbench(pipeline: Pipeline, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([tool, *arguments, dsn], stdout=-3, stderr=-3)
 
 
+@pytest.mark.timeout(900)
 def test_a_million_rows_are_copied_once_whatever_is_killed(one_pipeline: Pipeline):
     """With one plugin: small copies are killed with both of them in test_chaos.py."""
     pipeline = one_pipeline

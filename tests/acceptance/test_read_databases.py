@@ -25,9 +25,10 @@ from cdc.sink.engine import create_engine
 from cdc.source.connection import connect
 from tests import roles
 from tests.acceptance.conftest import SECONDS, until
-from tests.conftest import ROOT, require, toml
+from tests.conftest import ROOT, nursery, require, toml
 from tests.mariadb import MariaDB
 from tests.mariadb import find as find_mariadb
+from tests.nursery import Child
 from tests.read_databases import MariaRead, ReadDatabase, SQLiteRead
 
 KILLS = 8
@@ -87,7 +88,7 @@ class Pipeline:
     def __init__(self, write: Server, store: ReadDatabase, folder: Path, plugin: str) -> None:
         self.write, self.store, self.folder = write, store, folder
         self.name = f"t_{os.urandom(5).hex()}"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Child | subprocess.Popen[bytes]] = []
         roles.prepare_write(write)
         write.create_database(self.name)
         write.psql(f"alter database {self.name} owner to {roles.OWNER}")
@@ -135,14 +136,14 @@ class Pipeline:
             env=_environment(),
         )
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "log").open("a") as log:
-            process = subprocess.Popen(
-                self._command(("run",)),
-                stderr=log,
-                cwd=self.folder,
-                env=_environment() | environment,
-            )
+    def start(self, **environment: str) -> Child:
+        process = nursery().start(
+            ["run", "--config", str(self.config)],
+            folder=self.folder,
+            environment=_environment() | environment,
+            output=Path(os.devnull),
+            errors=self.folder / "log",
+        )
         self.processes.append(process)
         return process
 
@@ -218,6 +219,7 @@ def one_pipeline(write: Server, store: ReadDatabase, tmp_path: Path) -> Iterator
     made.close()
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_random_under_writes_the_mirrors_are_equal_afterwards(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:

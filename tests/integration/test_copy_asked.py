@@ -1,9 +1,11 @@
 """Copies that are asked for and watched, through every kind of read database."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +18,7 @@ from cdc.operate.copy import ask, wanted
 from cdc.operate.follow import Watch, follow
 from cdc.sink import copies
 from cdc.sink.engine import connect, create_engine
-from tests.conftest import PATIENCE, Configuration, Database, environment, until
+from tests.conftest import PATIENCE, Configuration, Database, environment, nursery, until
 from tests.read_databases import ReadDatabase
 
 Configure = Callable[..., Configuration]
@@ -57,10 +59,13 @@ def copy(configuration: Configuration, *arguments: str) -> "subprocess.Completed
 
 @pytest.fixture
 def daemon(streamed: Configuration, write: Database) -> Iterator[None]:
-    with (streamed.folder / "daemon.log").open("w") as log:
-        process = subprocess.Popen(
-            command(streamed, "run"), stderr=log, cwd=streamed.folder, env=environment()
-        )
+    process = nursery().start(
+        ["run", "--config", str(streamed.file())],
+        folder=streamed.folder,
+        environment=environment(),
+        output=Path(os.devnull),
+        errors=streamed.folder / "daemon.log",
+    )
     active = "select count(*) from pg_replication_slots where slot_name = %s and active"
     until(lambda: write.value(active, streamed.slot))
     yield
