@@ -116,6 +116,9 @@ alert `CdcSlotBudget` asks also how much of the budget is used.
 share of a core that the projector takes. Of many changes some are timed, for all. `reason` of
 `cdc_errors_total` is the error's class, or its parent's ([errors](errors.md)); standing by is no
 error. `cdc_reconnects_total` counts a database once it is there again.
+
+The alerts on all this are in [config/prometheus/alerts.yml](../config/prometheus/alerts.yml), what
+to do on each in the [runbook](runbook.md).
 """
 
 

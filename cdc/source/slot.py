@@ -27,7 +27,8 @@ _SAMPLE: Final = """
 select (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint as wal,
        s.wal_status, s.safe_wal_size,
        (pg_current_wal_lsn() - s.restart_lsn)::bigint as retained,
-       (s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint as confirmed, coalesce(s.active, false) as active,
+       (s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint as confirmed,
+       coalesce(s.active, false) as active,
        coalesce(a.state = 'active' and coalesce(a.wait_event_type = 'IO', true), false) as decoding
 from (select) one
 left join pg_replication_slots s on s.slot_name = %s

@@ -237,7 +237,7 @@ def test_the_manifests_follow_the_schemas_of_kubernetes() -> None:
     for manifest in yaml.safe_load_all(MANIFESTS.read_text()):
         kinds.append(manifest["kind"])
         if manifest["kind"] == "PodMonitor":  # of the Prometheus Operator, which has its own
-            assert manifest["spec"].keys() == {"selector", "podMetricsEndpoints"}
+            assert manifest["spec"].keys() == {"jobLabel", "selector", "podMetricsEndpoints"}
         else:
             kubernetes_validate.validate(manifest, "1.31", strict=True)
     assert kinds == ["Deployment", "PodDisruptionBudget", "PodMonitor"]
@@ -248,6 +248,7 @@ def test_the_manifests_are_of_the_port_and_the_user_of_the_image(daemon_port: in
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     (port,) = container["ports"]
+    assert monitor["spec"]["jobLabel"] in deployment["spec"]["template"]["metadata"]["labels"]
     assert port["containerPort"] == daemon_port
     assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
     assert str(pod["securityContext"]["runAsUser"]) in arguments_of(ROOT / "Dockerfile", "USER")
