@@ -118,7 +118,8 @@ share of a core that the projector takes. Of many changes some are timed, for al
 error. `cdc_reconnects_total` counts a database once it is there again.
 
 The alerts on all this are in [config/prometheus/alerts.yml](../config/prometheus/alerts.yml), what
-to do on each in the [runbook](runbook.md).
+to do on each in the [runbook](runbook.md), a dashboard in
+[config/grafana](../config/grafana/dashboards/cdc.json).
 """
 
 

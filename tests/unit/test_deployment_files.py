@@ -148,6 +148,24 @@ def test_grafana_asks_the_prometheus_of_the_compose_file(compose: dict[str, Any]
     assert urlsplit(source["url"]).hostname in compose["services"]
 
 
+def mounted_at(service: dict[str, Any], target: str) -> Path:
+    (source,) = [m.split(":")[0] for m in service["volumes"] if m.split(":")[1] == target]
+    return ROOT / source
+
+
+def test_prometheus_finds_its_alerts_and_grafana_its_dashboard_where_compose_mounts_them(
+    compose: dict[str, Any],
+) -> None:
+    services = compose["services"]
+    configuration = mounted_at(services["prometheus"], "/etc/prometheus") / "prometheus.yml"
+    for name in yaml.safe_load(configuration.read_text())["rule_files"]:
+        assert (configuration.parent / name).is_file()
+    provided = mounted_at(services["grafana"], "/etc/grafana/provisioning/dashboards")
+    (provider,) = yaml.safe_load((provided / "cdc.yml").read_text())["providers"]
+    folder = mounted_at(services["grafana"], provider["options"]["path"])
+    assert [path.name for path in folder.iterdir()] == ["cdc.json"]
+
+
 def test_the_daemon_s_image_runs_cdc_and_not_as_root() -> None:
     dockerfile = ROOT / "Dockerfile"
     (user,) = arguments_of(dockerfile, "USER")
