@@ -18,7 +18,6 @@ from cdc.answers import Answers
 from cdc.errors import CdcError
 from cdc.exchange import Stopped
 from cdc.lookout import Lookout
-from cdc.lsn import Lsn
 from cdc.observe.http import HttpServer
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
@@ -61,6 +60,7 @@ class Daemon:
         self._settings = settings
         self._until = until
         self._metrics = Metrics()
+        self._metrics.flow.queue_limit.set(settings.source.queue_bytes)
         self._lookout = Lookout()
         self._opener = Opener(
             settings.source.dsn.get_secret_value(),
@@ -140,9 +140,12 @@ class Daemon:
         while not self._stop.is_set():
             with suppress(Stopped):
                 try:
-                    self._retry.persist(lambda: self._session.hold(self._retry))
+                    self._retry.persist(self._hold, stage="start")
                 except Interrupted:
                     self._retry.sleep()
+
+    def _hold(self) -> None:
+        self._session.hold(self._retry)
 
     def stop(self, because: str) -> None:
         """Stop taking more, and end every wait: `run` drains and returns. From any thread."""
@@ -197,7 +200,7 @@ class Daemon:
     def _look_at_source(self, connection: Connection) -> None:
         """Take a sample of WAL and slot, and send a heartbeat if one is due while streaming."""
         found = slot.sample(connection, self._settings.source.slot)
-        self._metrics.lag.sampled(Lsn(found.wal), now=time.time())
+        self._metrics.sampled(found)
         self._budget.look(found)
         pipeline = self._session.pipeline
         if pipeline is not None:

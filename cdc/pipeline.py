@@ -24,6 +24,7 @@ from cdc.observe.metrics import Metrics
 from cdc.observe.watchdog import Doing
 from cdc.projection.batch import Batch
 from cdc.projection.check import Probe
+from cdc.projection.laps import Laps
 from cdc.projection.projector import FunctionProjector, Projector
 from cdc.reader import Reader
 from cdc.rows import Bulk
@@ -95,12 +96,17 @@ class Pipeline:
     def run(self) -> None:
         """Stream until told to stop, then drain; raise what ended it otherwise."""
         others = [
-            threading.Thread(target=self._guarded, args=(part,), name=part.__name__.strip("_"))
-            for part in (self._project, self._write, self._copy, self._verify)
+            threading.Thread(target=self._guarded, args=(part, stage), name=stage)
+            for stage, part in (
+                ("project", self._project),
+                ("write", self._write),
+                ("copy", self._copy),
+                ("verify", self._verify),
+            )
         ]
         for thread in others:
             thread.start()
-        self._guarded(self._receive)
+        self._guarded(self._receive, "receive")
         self.copier.stop()
         self.verifier.stop()
         if self._errors:
@@ -118,7 +124,7 @@ class Pipeline:
         """
         steps, since = self.writer.steps, time.monotonic()
         while thread.is_alive():
-            self._guarded(self.stream.feedback)
+            self._guarded(self.stream.feedback, "receive")
             thread.join(self._until_feedback())
             if steps != self.writer.steps:
                 steps, since = self.writer.steps, time.monotonic()
@@ -149,7 +155,7 @@ class Pipeline:
             sent = (self.stream.received, self.seen_decoding)
             yield Doing("waiting for the write database to send", (applied, sent))
 
-    def _guarded(self, part: Callable[[], None]) -> None:
+    def _guarded(self, part: Callable[[], None], stage: str) -> None:
         """Run a thread's part; let its failure end the others."""
         try:
             part()
@@ -157,6 +163,7 @@ class Pipeline:
             pass
         except BaseException as error:  # noqa: BLE001  raised again by run()
             self._errors.append(error)
+            self.metrics.failures.failed(error, stage=stage)
             self.exchange.fail()
             self.stream.wake()
 
@@ -250,7 +257,7 @@ class Pipeline:
             raise
 
     def _project_all(self) -> None:
-        batch = Batch(held=self.writer.held)
+        batch = self._begun()
         while True:
             holding = self._has_rows_ready(batch) or batch.can_commit
             item = self.exchange.next(holding=holding)
@@ -296,7 +303,10 @@ class Pipeline:
         batch.effect.seal()
         batch.walks = self.verifying.walks
         self.exchange.hand_over(batch)
-        return Batch(continues=not batch.complete, held=self.writer.held)
+        return self._begun(continues=not batch.complete)
+
+    def _begun(self, *, continues: bool = False) -> Batch:
+        return Batch(continues=continues, held=self.writer.held, laps=Laps(time.perf_counter))
 
     def _is_full(self, batch: Batch) -> bool:
         return batch.changes >= self.batch_changes or batch.size >= self.batch_bytes
@@ -322,17 +332,24 @@ class Pipeline:
             batch = self.exchange.take(seconds=self._writer_pause())
             self._writing = True
             if batch is not None:
+                began = time.perf_counter()
                 self.persist(partial(self._apply, batch))
+                seconds = time.perf_counter() - began
                 for check in batch.checks:
                     check.committed()
-                self.metrics.applied(batch, checkpoint=self.writer.checkpoint)
+                checkpoint = self.writer.checkpoint
+                self.metrics.applied(batch, checkpoint=checkpoint, seconds=seconds)
             if self.writer.held:
                 self.persist(partial(self.writer.attend, self.verifying.walks))
-            self.metrics.quarantine(self.writer.held)
+            self._tell_quarantine()
             self._acknowledge()
             self._rounds += 1
         self.writer.flush()
         self._acknowledge()
+
+    def _tell_quarantine(self) -> None:
+        self.metrics.quarantine(self.writer.held)
+        self.metrics.failures.set_aside(self.writer.set_aside)
 
     def _apply(self, batch: Batch) -> None:
         """Write a batch; one that was given up is not tried again."""

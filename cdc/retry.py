@@ -17,6 +17,7 @@ from cdc.errors import (
     SlotActive,
 )
 from cdc.exchange import Stopped
+from cdc.observe.failures import STANDING_BY
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 _FIRST_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 30.0
 _LONGEST_STANDBY_SECONDS: Final = 2.0
-_STANDING_BY: Final = (ReadLocked, SlotActive)
 
 
 class Retry:
@@ -35,12 +35,19 @@ class Retry:
         self._metrics = metrics
         self._stop = stop
 
-    def persist(self, attempt: Callable[[], None]) -> None:
+    def persist(self, attempt: Callable[[], None], *, stage: str) -> None:
         """Call again and again while it fails in a way that passes; raise Stopped on a stop."""
+
+        def failed(state: RetryCallState) -> None:
+            error = _error(state)
+            if error is not None:
+                self._metrics.failures.failed(error, stage=stage)
+            self.note(error)
+
         retrying = Retrying(
             retry=retry_if_exception(_passes),
             wait=_pause,
-            before_sleep=lambda state: self.note(_error(state)),
+            before_sleep=failed,
             sleep=self.sleep,
             reraise=True,
         )
@@ -56,8 +63,8 @@ class Retry:
     def note(self, error: BaseException | None) -> None:
         """Count a failure that passes, and change the state."""
         target = "read" if isinstance(error, ReadError) else "source"
-        self._metrics.retries.labels(target, _reason(error)).inc()
-        standing_by = isinstance(error, _STANDING_BY)
+        standing_by = isinstance(error, STANDING_BY)
+        self._metrics.failures.retried(target, _reason(error), lost=not standing_by)
         if not standing_by:
             hint = error.hint if isinstance(error, CdcError) else None
             self._metrics.history.failed(str(error), hint, now=time.time())
@@ -67,6 +74,8 @@ class Retry:
         """Change the state; say so once."""
         changed = (state, because) != (self._metrics.state, self._metrics.retrying)
         self._metrics.enter(state, because=because)
+        if state is State.STREAMING:
+            self._metrics.failures.recovered()
         if changed:
             _say(state, because, **fields)
 
@@ -89,7 +98,7 @@ def _say(state: State, because: str | None, **fields: str) -> None:
 
 
 def _pause(state: RetryCallState) -> float:
-    standing_by = isinstance(_error(state), _STANDING_BY)
+    standing_by = isinstance(_error(state), STANDING_BY)
     longest = _LONGEST_STANDBY_SECONDS if standing_by else _LONGEST_SECONDS
     wait = wait_exponential_jitter(initial=_FIRST_SECONDS, max=longest, jitter=_FIRST_SECONDS)
     return wait(state)

@@ -103,8 +103,7 @@ class Session:
                 self._standby.slot_taken()
             raise
         self._standby.streams()
-        self._metrics.forget_unapplied()
-        self._metrics.lag.applied(lsn)
+        self._metrics.streams(pipeline.stream, pipeline.exchange, since=lsn)
         retry.enter(State.STREAMING, slot=self._settings.source.slot, since=str(lsn))
         try:
             self.pipeline = pipeline
@@ -118,6 +117,7 @@ class Session:
             raise Interrupted from None
         finally:
             self.stream = self.exchange = self.pipeline = None
+            self._metrics.stopped_streaming()
             for lookups in (self._rows, self._partitions):
                 if lookups is not None:
                     lookups.close()
@@ -146,6 +146,8 @@ class Session:
             former = setup.prepare(read, plan, self._settings, source=source, since=since)
             self._changed = AT_START
             self._metrics.expect(plan.registry.sources, [p.name for p in plan.registry.projectors])
+            if found.checkpoint is not None:
+                self._metrics.flow.committed(found.checkpoint.commit_time)
             identity, lsn, stored = setup.begin(
                 self._settings, plan, source=source, replication=replication, read=read
             )
@@ -264,7 +266,7 @@ class Session:
             projectors=plan.registry.projectors,
             batch_changes=settings.read.batch_changes,
             batch_bytes=settings.read.batch_bytes,
-            persist=retry.persist,
+            persist=partial(retry.persist, stage="write"),
             settle=nulls.settle if nulls is not None else _nothing,
             stop=self._stopped,
             source_stopping=self.source_stopping,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import sqlalchemy as sa
+from prometheus_client import Metric
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -81,7 +82,7 @@ def metrics() -> str:
         if family.name.startswith("cdc_"):
             suffix = "_total" if family.type == "counter" else ""
             rows.append(
-                f"| `{family.name}{suffix}` | {family.type} | {_labels(made, family.name)} | "
+                f"| `{family.name}{suffix}` | {family.type} | {_labels(made, family)} | "
                 f"{family.documentation} |"
             )
     return "\n".join(
@@ -100,15 +101,34 @@ _LAG = """\
 `cdc_replication_lag_seconds` is 0 when all that was written is applied, also on an idle database,
 and grows while nothing moves although something was written: the write database's position is
 sampled every second, and what counts is the age of the oldest sample, or of the oldest received
-transaction, that the checkpoint has not reached.
+transaction, that the checkpoint has not reached. While the write database cannot be looked at for
+more than 10 s, the time since the last look counts: nobody knows what is written. A daemon that
+stands by, or could not begin yet, goes by what the slot's reader has acknowledged.
+
+A position that is not known yet is 0; none of the four is before the one that follows: source,
+received, checkpoint, acknowledged. They stay while the daemon is disconnected.
+
+`cdc_slot_seconds_until_lost` is the time that is left if nothing is applied from now on, not a
+forecast for a pipeline that keeps up: with a small `max_slot_wal_keep_size` it is small. The
+alert `CdcSlotBudget` asks also how much of the budget is used.
+
+`cdc_project_seconds` has an observation for each projector and batch: the rate of its sum is the
+share of a core that the projector takes. Of many changes some are timed, for all. `reason` of
+`cdc_errors_total` is the error's class, or its parent's ([errors](errors.md)); standing by is no
+error. `cdc_reconnects_total` counts a database once it is there again.
+
+The alerts on all this are in [config/prometheus/alerts.yml](../config/prometheus/alerts.yml), what
+to do on each in the [runbook](runbook.md), a dashboard in
+[config/grafana](../config/grafana/dashboards/cdc.json).
 """
 
 
-def _labels(made: Metrics, name: str) -> str:
-    for collector, names in made.registry._collector_to_names.items():  # noqa: SLF001
-        if name in names:
-            return ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
-    return ""
+def _labels(made: Metrics, family: Metric) -> str:
+    names = dict.fromkeys(label for sample in family.samples for label in sample.labels)
+    for collector, registered in made.registry._collector_to_names.items():  # noqa: SLF001
+        if family.name in registered:
+            names |= dict.fromkeys(getattr(collector, "_labelnames", ()))
+    return ", ".join(f"`{name}`" for name in names if name != "le")
 
 
 def error_table() -> str:

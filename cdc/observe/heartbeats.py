@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cdc.lsn import Lsn
-from cdc.observe.timings import Timings
+from cdc.observe.histogram import Histogram
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 
@@ -23,7 +23,7 @@ class Heartbeats(Collector):
     """One heartbeat at a time: the next is sent once the last has come back."""
 
     def __init__(self) -> None:
-        self._round_trips = Timings(
+        self._round_trips = Histogram(
             "cdc_heartbeat_round_trip_seconds",
             "From a heartbeat's commit in the write database to the checkpoint that covers it.",
             _SECONDS,
@@ -32,6 +32,8 @@ class Heartbeats(Collector):
         self._under_way: _Beat | None = None
         self._checkpoint = Lsn(0)
         self._last = 0.0
+        self.every_seconds = 0
+        """How often one is sent, as configured."""
 
     @property
     def under_way(self) -> bool:
@@ -68,3 +70,8 @@ class Heartbeats(Collector):
         )
         last.add_metric([], self._last)
         yield last
+        yield GaugeMetricFamily(
+            "cdc_heartbeat_interval_seconds",
+            "How often a heartbeat is sent, as configured; 0: never.",
+            self.every_seconds,
+        )

@@ -7,6 +7,7 @@ from typing import Final
 from cdc.lsn import Lsn
 
 _GRACE_SECONDS: Final = 2.0
+_UNSEEN_SECONDS: Final = 10.0  # a look that is late by less tells nothing
 _KEPT: Final = 4096
 
 
@@ -15,19 +16,28 @@ class Lag:
 
     Seconds behind is the age of the oldest sample that the checkpoint has not reached: it grows
     while nothing arrives although something was written, and is zero on an idle database. Samples
-    younger than the pace of idle checkpoints are given the benefit of the doubt.
+    younger than the pace of idle checkpoints are given the benefit of the doubt. While the write
+    database cannot be looked at, nobody knows what is written: the time since the last look counts.
+
+    Who has no checkpoint of its own, for it stands by or could not begin yet, goes by what the
+    slot's reader has acknowledged: a checkpoint is never before that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, began: float | None = None) -> None:
+        """Take since when the write database should have been looked at; None: not yet."""
         self._lock = threading.Lock()
         self._samples: deque[tuple[float, Lsn]] = deque()
         self._wal = Lsn(0)
         self._checkpoint = Lsn(0)
+        self._confirmed = Lsn(0)
+        self._seen_at = began
         self._oldest_pending: float | None = None
 
-    def sampled(self, wal: Lsn, *, now: float) -> None:
-        """Note the write database's WAL position. Times are Unix time, in seconds."""
+    def sampled(self, wal: Lsn, *, now: float, confirmed: Lsn | None = None) -> None:
+        """Note the write database's WAL position, and the slot's. Times are Unix time."""
         with self._lock:
+            self._seen_at = now
+            self._confirmed = self._confirmed if confirmed is None else confirmed
             if wal > self._wal:
                 self._wal = wal
                 self._samples.append((now, wal))
@@ -46,22 +56,34 @@ class Lag:
             self._forget()
 
     def _forget(self) -> None:
-        while self._samples and self._samples[0][1] <= self._checkpoint:
+        while self._samples and self._samples[0][1] <= self.checkpoint:
             self._samples.popleft()
+
+    @property
+    def checkpoint(self) -> Lsn:
+        """How far the read database is, as far as is known; 0 where nothing is."""
+        return max(self._checkpoint, self._confirmed)
+
+    @property
+    def confirmed(self) -> Lsn:
+        """How far the slot's reader has acknowledged, when the slot was last looked at."""
+        return self._confirmed
 
     @property
     def wal_lsn(self) -> Lsn:
         """The highest WAL position seen."""
-        return max(self._wal, self._checkpoint)
+        return max(self._wal, self.checkpoint)
 
     def bytes(self) -> int:
-        """How many bytes of WAL the checkpoint is behind."""
-        return max(0, self._wal - self._checkpoint)
+        """How many bytes of WAL the checkpoint is behind; 0 while there is none: no slot either."""
+        return self.wal_lsn - self.checkpoint if self.checkpoint else 0
 
     def seconds(self, *, now: float) -> float:
         """How long ago the first thing was written that is not applied; 0 when caught up."""
         with self._lock:
-            unreached = self._samples[0][0] if self._samples else now
+            unreached = self._samples[0][0] if self._samples and self.checkpoint else now
+            unseen = now - (now if self._seen_at is None else self._seen_at)
         by_samples = now - unreached if now - unreached > _GRACE_SECONDS else 0.0
+        by_sight = unseen if unseen > _UNSEEN_SECONDS else 0.0
         by_commit = now - self._oldest_pending if self._oldest_pending is not None else 0.0
-        return max(0.0, by_samples, by_commit)
+        return max(0.0, by_samples, by_sight, by_commit)

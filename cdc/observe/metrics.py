@@ -2,115 +2,66 @@
 
 import threading
 import time
-from collections import Counter as Counts
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from itertools import chain, product
-from operator import attrgetter
-from typing import Any, Final
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Metric,
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.registry import Collector
 
 from cdc.assemble import Transaction
 from cdc.copy_state import Copy, Unit
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.observe.failures import Failures
+from cdc.observe.flow import Flow, Queue
 from cdc.observe.heartbeats import Heartbeats
 from cdc.observe.history import History
 from cdc.observe.lag import Lag
+from cdc.observe.positions import Positions, Streamed
 from cdc.observe.progress import ratios
+from cdc.observe.slot import SlotWal
 from cdc.observe.state import State
-from cdc.observe.timings import Timings
 from cdc.projection.batch import Batch
 from cdc.projection.quarantine import NOTHING, Held
 from cdc.rows import Bulk
+from cdc.source.slot import Sample
 from cdc.verify_state import Verification
 
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
-KINDS: Final = ("inserted", "updated", "deleted", "truncated")
-OPERATIONS: Final = ("upsert", "update", "delete", "truncate", "move", "append")
-TARGETS: Final = ("source", "read")
-_TABLE_AND_KIND: Final = attrgetter("relation.name", "__class__")
-REASONS: Final = ("unavailable", "active", "locked", "transaction_lost")
 
-
-def _transactions(item: Transaction | Bulk) -> Sequence[Transaction]:
-    return item.transactions if isinstance(item, Bulk) else (item,)
-
-
-class Metrics(Collector):
+class Metrics:
     """Everything that is counted, and the lag."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.lag = Lag()
+        self.since = time.time()
+        self.lag = Lag(began=self.since)
         self.heartbeats = Heartbeats()
         self.history = History()
-        self.since = time.time()
-        self._counted = 0
+        self.flow = Flow(self.registry)
+        self.failures = Failures(self.registry)
+        self.positions = Positions(self.lag)
+        self.slot = SlotWal()
         self.state = State.STARTING
         self.retrying: str | None = None
         self.progress: dict[Unit, Copy] = {}
         self._held = NOTHING
         self._lock = threading.Lock()
         self._turning = threading.Lock()
-        self._unapplied: deque[tuple[Lsn, float]] = deque()
-        self._received: Counts[tuple[TableName, type]] = Counts()
-        self._operations: Counts[tuple[str, type]] = Counts()
-        self._uncommitted: Counts[tuple[str, type]] = Counts()
-        self.registry.register(self)
+        for part in (self.heartbeats, self.positions, self.slot):
+            self.registry.register(part)
         ProcessCollector(registry=self.registry)
-        self._define_counters()
-        self._define_gauges()
+        self._define_lag()
+        self._define_states()
         self.enter(State.STARTING)
 
-    def _define_counters(self) -> None:
-        counter = self._counter
-        self.changes_received = counter(
-            "cdc_changes_received", "Row changes received from the source.", "table", "kind"
-        )
-        self.operations_applied = counter(
-            "cdc_operations_applied",
-            "Operations of committed batches, before merging.",
-            "projector",
-            "kind",
-        )
-        self.transactions_applied = counter(
-            "cdc_transactions_applied", "Source transactions applied and committed."
-        )
-        self.batches_applied = counter("cdc_batches_applied", "Read-database commits.")
-        self.copy_rows = counter(
-            "cdc_copy_rows",
-            "Rows of the source table that were copied and committed, once for each projector.",
-            "table",
-        )
-        self.retries = counter(
-            "cdc_retries", "Attempts that failed in a way that passes.", "target", "reason"
-        )
-        for target, reason in product(TARGETS, REASONS):
-            self.retries.labels(target, reason)
-        self.commit_to_apply = Timings(
-            "cdc_commit_to_apply_seconds",
-            "From a transaction's commit in the write database to its commit in the read database.",
-            _SECONDS,
-        )
-        self.registry.register(self.commit_to_apply)
-        self.registry.register(self.heartbeats)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    def _define_gauges(self) -> None:
+    def _define_lag(self) -> None:
         self._gauge(
             "cdc_replication_lag_bytes", "WAL written and not applied, in bytes."
         ).set_function(self.lag.bytes)
@@ -118,7 +69,9 @@ class Metrics(Collector):
             "cdc_replication_lag_seconds",
             "Age of the oldest write that is not applied; 0 when caught up.",
         ).set_function(self.lag_seconds)
-        self.mismatched = self._gauge(
+
+    def _define_states(self) -> None:
+        self._mismatched = self._gauge(
             "cdc_verify_mismatched_rows",
             "Read rows missing, extra or different, and not mended, at the last verification.",
             "projector",
@@ -129,6 +82,12 @@ class Metrics(Collector):
             "projector",
         )
         self._states = self._gauge("cdc_state", "1 for the state the daemon is in.", "state")
+        self._copy_rows = Counter(
+            "cdc_copy_rows",
+            "Rows of the source table that were copied and committed, once for each projector.",
+            ("table",),
+            registry=self.registry,
+        )
         self._copy_progress = self._gauge(
             "cdc_copy_progress_ratio",
             "How much of the source table is copied, by the estimate of its rows; 1 when done. Of "
@@ -141,15 +100,14 @@ class Metrics(Collector):
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def expect(self, tables: Iterable[TableName], projectors: Iterable[str]) -> None:
+    def expect(self, tables: Sequence[TableName], projectors: Sequence[str]) -> None:
         """Begin every series of these tables and projectors at zero."""
-        for table, kind in product(tables, KINDS):
-            self.changes_received.labels(str(table), kind)
-            self.copy_rows.labels(str(table))
+        self.flow.expect(tables, projectors)
+        for table in tables:
+            self._copy_rows.labels(str(table))
             self._copy_progress.labels(str(table))
-        for projector, kind in product(projectors, OPERATIONS):
-            self.operations_applied.labels(projector, kind)
-            self.mismatched.labels(projector)
+        for projector in projectors:
+            self._mismatched.labels(projector)
             self._quarantined.labels(projector)
 
     def quarantine(self, held: Held) -> None:
@@ -168,7 +126,9 @@ class Metrics(Collector):
             of.setdefault(one.unit.projector, []).append(one)
         for projector, theirs in of.items():
             if not any(one.due for one in theirs):
-                self.mismatched.labels(projector).set(sum(one.mismatched for one in theirs))
+                self._mismatched.labels(projector).set(sum(one.mismatched for one in theirs))
+
+    # The state, and the lag.
 
     def enter(self, state: State, *, because: str | None = None) -> None:
         """Change the state; `because` says what is being retried, or waited for."""
@@ -191,51 +151,49 @@ class Metrics(Collector):
         for other in State:
             self._states.labels(other.value).set(other is state)
 
+    def sampled(self, found: Sample) -> None:
+        """Take how the write database stands."""
+        confirmed = None if found.confirmed is None else Lsn(found.confirmed)
+        self.lag.sampled(Lsn(found.wal), now=time.time(), confirmed=confirmed)
+        self.slot.look(found, now=time.monotonic())
+
     def lag_seconds(self) -> float:
         """Seconds the read database is behind."""
-        with self._lock:
-            self.lag.pending(self._unapplied[0][1] if self._unapplied else None)
+        self.lag.pending(self.flow.oldest_unapplied())
         return self.lag.seconds(now=time.time())
 
-    def forget_unapplied(self) -> None:
-        """Forget what was received: the stream begins again at the checkpoint."""
-        self._uncommitted.clear()
-        with self._lock:
-            self._unapplied.clear()
+    # The flow.
+
+    def streams(self, stream: Streamed, queue: Queue, *, since: Lsn) -> None:
+        """Note that a stream begins, at the checkpoint: what was received before is forgotten."""
+        self.flow.forget_unapplied()
+        self.lag.applied(since)
+        self.positions.stream, self.flow.queue = stream, queue
+
+    def stopped_streaming(self) -> None:
+        """Note that nothing is queued any more; how far the stream was is still told."""
+        self.flow.queue = None
 
     def received(self, items: Sequence[Transaction | Bulk]) -> None:
         """Count transactions, or pieces of them, and rows set apart."""
-        bulks = [item for item in items if isinstance(item, Bulk)]
-        transactions = list(chain.from_iterable(map(_transactions, items)))
-        changes = chain.from_iterable(transaction.changes for transaction in transactions)
-        with self._lock:
-            self._unapplied.extend((t.commit_lsn, t.commit_time.timestamp()) for t in transactions)
-            self._received.update(map(_TABLE_AND_KIND, changes))
-            for bulk in bulks:
-                self._received.update(bulk.received())
+        self.flow.received(items)
 
-    def applied(self, batch: Batch, *, checkpoint: Lsn | None) -> None:
-        """Count a batch that was written; its transactions' times where it was committed."""
-        self._uncommitted.update(batch.operations)
+    def applied(self, batch: Batch, *, checkpoint: Lsn | None, seconds: float) -> None:
+        """Count a batch that was written, in so many seconds."""
+        self.flow.applied(batch, seconds=seconds)
         if not batch.complete:
             return
-        now = time.time()
-        times = [t.commit_time.timestamp() for t in batch.transactions if t.ends]
-        self.commit_to_apply.observe(max(0.0, now - committed) for committed in times)
-        self.transactions_applied.inc(len(times))
         self.copies(batch.copies)
         for source, rows in batch.copied.items():
             self.copied(source, rows)
-        self.batches_applied.inc()
-        with self._lock:
-            self._operations.update(self._uncommitted)
-            if checkpoint is not None:
-                self._reached(checkpoint)
-        self._uncommitted.clear()
+        if checkpoint is not None:
+            self.lag.applied(checkpoint)
+            self.heartbeats.reached(checkpoint, now=time.monotonic())
+            self.flow.reached(checkpoint)
 
     def copied(self, source: TableName, rows: int) -> None:
         """Count rows that a copy brought, once they are committed."""
-        self.copy_rows.labels(str(source)).inc(rows)
+        self._copy_rows.labels(str(source)).inc(rows)
 
     def copies(self, now: Mapping[Unit, Copy]) -> None:
         """Note how far copies are; what was asked for anew meanwhile, or is not named, stays."""
@@ -249,39 +207,21 @@ class Metrics(Collector):
             for source, ratio in ratios(self.progress.values()).items():
                 self._copy_progress.labels(str(source)).set(ratio)
 
-    def _reached(self, checkpoint: Lsn) -> None:
-        self.lag.applied(checkpoint)
-        self.heartbeats.reached(checkpoint, now=time.monotonic())
-        while self._unapplied and self._unapplied[0][0] < checkpoint:
-            self._unapplied.popleft()
-
-    def collect(self) -> Iterator[Metric]:
-        """Hand what was counted cheaply to the counters; called before they are collected."""
-        with self._lock:
-            received, self._received = self._received, Counts()
-            self._counted += received.total()
-            operations, self._operations = self._operations, Counts()
-        for (table, kind), count in received.items():
-            self.changes_received.labels(str(table), kind.__name__.lower()).inc(count)
-        for (projector, operation), count in operations.items():
-            self.operations_applied.labels(projector, operation.__name__.lower()).inc(count)
-        return iter(())
+    # For the status.
 
     def operations(self) -> dict[str, int]:
         """Give how many operations have been applied so far, by projector."""
-        deque(self.collect())
-        found: Counts[str] = Counts()
-        for family in self.operations_applied.collect():
-            for sample in family.samples:
-                found[sample.labels["projector"]] += int(sample.value)
-        return found
+        return self.flow.operations()
 
     def remember(self, *, now: float) -> None:
         """Take a sample for the history, if the last one is a second old."""
         if self.history.due(now):
             operations = self.operations()
             self.history.take(
-                now, lag_seconds=self.lag_seconds(), changes=self._counted, operations=operations
+                now,
+                lag_seconds=self.lag_seconds(),
+                changes=self.flow.changes,
+                operations=operations,
             )
 
     def value(self, name: str, **labels: str) -> Any:

@@ -17,6 +17,7 @@ class Beat:
     def __init__(self, heartbeats: Heartbeats, *, every_seconds: int) -> None:
         """Take where they are noted, and how often they are sent; 0: never."""
         self._heartbeats = heartbeats
+        heartbeats.every_seconds = every_seconds
         self._every = every_seconds
         self._due = 0.0
 

@@ -15,6 +15,7 @@ from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update, Upsert
 from cdc.projection.check import Check, Walk
+from cdc.projection.laps import Laps, turns
 from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
 from cdc.projection.project import project
 from cdc.projection.projector import Projector
@@ -235,6 +236,7 @@ class Batch:
     `held` are the keys in quarantine as it began, whose changes are in `aside` and not in the
     effect. `in_doubt` tells that the effect is not to be relied on: a projection failed, or more
     becomes of what is in quarantine than that changes join it. The writer finds out, in order.
+    `laps` takes how long the projectors took.
     """
 
     transactions: list[Transaction] = field(default_factory=list)
@@ -253,6 +255,7 @@ class Batch:
     held: Held = NOTHING
     aside: list[SetAside] = field(default_factory=list)
     in_doubt: bool = False
+    laps: Laps | None = None
 
     def add(self, transaction: Transaction, registry: Registry) -> None:
         """Project a transaction, or a piece of one, and merge what it means in."""
@@ -276,10 +279,16 @@ class Batch:
         for rows, plans_of_rows in plans:
             self.changes += len(rows.deleted)
             for name, plan in plans_of_rows:
-                self.effect.add_rows(rows, plan)
+                self._add_rows(name, rows, plan)
                 self._count(name, rows, plan)
         self.added.append((bulk.in_order, registry))  # the rows themselves may go: they are merged
         self.size += bulk.size
+
+    def _add_rows(self, name: str, rows: Rows, plan: BulkPlan) -> None:
+        since = self.laps.clock() if self.laps is not None else 0.0
+        self.effect.add_rows(rows, plan)
+        if self.laps is not None:
+            self.laps.seconds[name] += self.laps.clock() - since
 
     def _count(self, name: str, rows: Rows, plan: BulkPlan) -> None:
         deleted = sum(rows.deleted)
@@ -326,9 +335,12 @@ class Batch:
         done = []
         keeps_aside = self._keeps_aside if self.held else None
         try:
-            for projector, operation in project(transaction, registry, keeps_aside):
-                add(operation)
-                done.append((projector.name, operation.__class__))
+            for changes, laps in turns(transaction.changes, self.laps):
+                for projector, operation in project(
+                    transaction, registry, keeps_aside, changes=changes, laps=laps
+                ):
+                    add(operation)
+                    done.append((projector.name, operation.__class__))
         except ProjectionError:
             if not self.held.isolates:
                 raise

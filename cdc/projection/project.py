@@ -1,12 +1,13 @@
 """Apply the projectors to a change."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from cdc.assemble import Transaction
 from cdc.change import Change, Relation, Truncated, Updated
 from cdc.errors import CatalogOutdated, ProjectionError, UnknownColumn
 from cdc.operation import Operation
+from cdc.projection.laps import Laps
 from cdc.projection.mirror import Mirror
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
@@ -16,20 +17,35 @@ KeepsAside = Callable[[Projector, Change, Transaction], bool]
 
 
 def project(
-    transaction: Transaction, registry: Registry, keeps_aside: KeepsAside | None = None
+    transaction: Transaction,
+    registry: Registry,
+    keeps_aside: KeepsAside | None = None,
+    *,
+    changes: Iterable[Change] | None = None,
+    laps: Laps | None = None,
 ) -> Iterator[tuple[Projector, Operation]]:
     """Give what the transaction's changes mean for the read tables, in order.
 
-    What `keeps_aside` takes is not projected. Raise ProjectionError naming projector, table, LSN
+    Of its changes only `changes`, where they are given. What `keeps_aside` takes is not projected.
+    `laps` takes the time that each projector has, with
+    what is done meanwhile with its operations. Raise ProjectionError naming projector, table, LSN
     and key where a projector fails.
     """
     relation: Relation | None = None
     projectors: tuple[Projector, ...] = ()
-    for change in transaction.changes:
+    running: Projector | None = None
+    since = laps.clock() if laps is not None else 0.0
+    for change in transaction.changes if changes is None else changes:
         if change.relation is not relation:
             relation = change.relation
             projectors = registry.of(relation.name)
         for projector in projectors:
+            if projector is not running:
+                if laps is not None and running is not None:  # inline: once a change, with several
+                    now = laps.clock()
+                    laps.seconds[running.name] += (now - since) * laps.weight
+                    since = now
+                running = projector
             if keeps_aside is not None and keeps_aside(projector, change, transaction):
                 continue
             try:
@@ -37,6 +53,8 @@ def project(
                     yield projector, operation
             except Exception as error:  # noqa: BLE001  a projector may raise anything
                 raise _raised(error, projector, transaction, change=change) from None
+    if laps is not None and running is not None:
+        laps.seconds[running.name] += (laps.clock() - since) * laps.weight
 
 
 def project_one(projector: Projector, change: Change, transaction: Transaction) -> list[Operation]:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from cdc.assemble import Transaction
 from cdc.change import Change, Inserted, Relation, Truncated
 from cdc.copy_state import Unit
-from cdc.errors import ProjectionError, QuarantineFull, WriteRefused
+from cdc.errors import CdcError, ProjectionError, QuarantineFull, WriteRefused
 from cdc.lsn import Lsn
 from cdc.operation import Append, Move, Operation, Truncate
 from cdc.projection.batch import Batch, NetEffect
@@ -40,11 +40,12 @@ Failure = ProjectionError | RowsRefused
 
 
 class News(NamedTuple):
-    """A key that came into quarantine, without its values."""
+    """A key that came into quarantine, without its values; `kind` is of what failed."""
 
     unit: Unit
     columns: tuple[str, ...]
     error: str
+    kind: type[CdcError]
 
 
 @dataclass(slots=True, eq=False)
@@ -361,7 +362,8 @@ class Isolation:
         chains = quarantine.held.chains_of(step.unit, step.keys)
         if not chains:
             chains = [quarantine.next()]
-            quarantine.news.append(News(step.unit, step.change.relation.key, said))
+            kind = ProjectionError if isinstance(error, ProjectionError) else WriteRefused
+            quarantine.news.append(News(step.unit, step.change.relation.key, said, kind))
         self._hold(step, chains[0], also=chains[1:])
         self._set_aside(step, said)
         self._require_room(said)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, groupby
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from cdc.assemble import Transaction
 from cdc.change import Relation
 from cdc.errors import (
+    CdcError,
     CheckpointMoved,
     ReadLocked,
     ReadTransactionLost,
@@ -67,6 +68,8 @@ class Writer:
         self._just_looked = False  # how far the read database is durable
         self.steps = 0
         """How much has been written, counted whenever the read database has answered."""
+        self.set_aside: Counter[type[CdcError]] = Counter()
+        """How many keys have been set aside, by the class of what failed."""
 
     @property
     def checkpoint(self) -> Lsn | None:
@@ -468,6 +471,7 @@ class Writer:
     def _tell_quarantined(self) -> None:
         """Say, once, which keys' changes are set aside from now on: the columns, not the values."""
         for news in self._quarantine.news:
+            self.set_aside[news.kind] += 1
             log.warning(
                 "quarantined a key",
                 extra={

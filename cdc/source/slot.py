@@ -24,8 +24,11 @@ from pg_replication_slots s where slot_name = %s
 
 # A walsender that waits says for what; rights on pg_stat_replication are not needed for this.
 _SAMPLE: Final = """
-select pg_current_wal_lsn() - '0/0'::pg_lsn as wal, s.wal_status, s.safe_wal_size,
+select (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint as wal,
+       s.wal_status, s.safe_wal_size,
        (pg_current_wal_lsn() - s.restart_lsn)::bigint as retained,
+       (s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint as confirmed,
+       coalesce(s.active, false) as active,
        coalesce(a.state = 'active' and coalesce(a.wait_event_type = 'IO', true), false) as decoding
 from (select) one
 left join pg_replication_slots s on s.slot_name = %s
@@ -191,6 +194,8 @@ class Sample:
     safe_wal_size: int | None
     retained: int | None
     decoding: bool
+    active: bool = False
+    confirmed: int | None = None
 
 
 def sample(connection: Connection, slot: str) -> Sample:

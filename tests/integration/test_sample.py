@@ -24,10 +24,13 @@ def test_a_server_at_work_on_what_it_filters_out_is_told_from_one_that_waits(
         lsn = create_slot(replication, name, "pgoutput", source=source, seconds=0)
         before = slot.sample(source, name)
         assert (before.wal_status, before.decoding, before.wal >= lsn) == ("reserved", False, True)
+        assert (before.active, before.confirmed) == (False, lsn)
+        assert {type(before.wal), type(before.confirmed), type(before.retained)} == {int}
         write.run("insert into other select generate_series(1, 200000)")
         stream = Stream(replication, slot=name, options=pgoutput.options(["none"]))
         stream.start(lsn)
         until(lambda: slot.sample(source, name).decoding)
+        assert slot.sample(source, name).active
         end = slot.sample(source, name).wal
 
         def sent() -> bool:

@@ -148,6 +148,24 @@ def test_grafana_asks_the_prometheus_of_the_compose_file(compose: dict[str, Any]
     assert urlsplit(source["url"]).hostname in compose["services"]
 
 
+def mounted_at(service: dict[str, Any], target: str) -> Path:
+    (source,) = [m.split(":")[0] for m in service["volumes"] if m.split(":")[1] == target]
+    return ROOT / source
+
+
+def test_prometheus_finds_its_alerts_and_grafana_its_dashboard_where_compose_mounts_them(
+    compose: dict[str, Any],
+) -> None:
+    services = compose["services"]
+    configuration = mounted_at(services["prometheus"], "/etc/prometheus") / "prometheus.yml"
+    for name in yaml.safe_load(configuration.read_text())["rule_files"]:
+        assert (configuration.parent / name).is_file()
+    provided = mounted_at(services["grafana"], "/etc/grafana/provisioning/dashboards")
+    (provider,) = yaml.safe_load((provided / "cdc.yml").read_text())["providers"]
+    folder = mounted_at(services["grafana"], provider["options"]["path"])
+    assert [path.name for path in folder.iterdir()] == ["cdc.json"]
+
+
 def test_the_daemon_s_image_runs_cdc_and_not_as_root() -> None:
     dockerfile = ROOT / "Dockerfile"
     (user,) = arguments_of(dockerfile, "USER")
@@ -237,7 +255,7 @@ def test_the_manifests_follow_the_schemas_of_kubernetes() -> None:
     for manifest in yaml.safe_load_all(MANIFESTS.read_text()):
         kinds.append(manifest["kind"])
         if manifest["kind"] == "PodMonitor":  # of the Prometheus Operator, which has its own
-            assert manifest["spec"].keys() == {"selector", "podMetricsEndpoints"}
+            assert manifest["spec"].keys() == {"jobLabel", "selector", "podMetricsEndpoints"}
         else:
             kubernetes_validate.validate(manifest, "1.31", strict=True)
     assert kinds == ["Deployment", "PodDisruptionBudget", "PodMonitor"]
@@ -248,6 +266,7 @@ def test_the_manifests_are_of_the_port_and_the_user_of_the_image(daemon_port: in
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     (port,) = container["ports"]
+    assert monitor["spec"]["jobLabel"] in deployment["spec"]["template"]["metadata"]["labels"]
     assert port["containerPort"] == daemon_port
     assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
     assert str(pod["securityContext"]["runAsUser"]) in arguments_of(ROOT / "Dockerfile", "USER")

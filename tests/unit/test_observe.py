@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import math
 import select
 import socket
 import threading
@@ -10,17 +11,27 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from http import HTTPStatus
+from itertools import product
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc import errors
 from cdc.errors import PortTaken
 from cdc.lsn import Lsn
+from cdc.observe import failures, logs
 from cdc.observe import http as http_module
-from cdc.observe import logs
+from cdc.observe.histogram import Histogram
 from cdc.observe.http import Answer, HttpServer, as_json
 from cdc.observe.lag import Lag
+from cdc.observe.metrics import Metrics
+from cdc.observe.positions import Positions
+from cdc.observe.slot import STATUSES, SlotWal
+from cdc.observe.state import State
+from cdc.retry import Retry
+from cdc.source.slot import Sample
 
 
 def test_lag_is_zero_when_caught_up_and_on_an_idle_database() -> None:
@@ -39,6 +50,7 @@ def test_lag_grows_while_something_written_is_not_applied() -> None:
     lag.sampled(Lsn(100), now=10)
     lag.sampled(Lsn(300), now=20)
     lag.sampled(Lsn(400), now=30)
+    lag.sampled(Lsn(400), now=50)
     assert lag.bytes() == 300
     assert lag.seconds(now=50) == 30
     lag.applied(Lsn(300))
@@ -59,11 +71,209 @@ def test_lag_does_not_forget_when_it_began_however_long_it_lasts() -> None:
     assert lag.seconds(now=20_000) == 0
 
 
+def test_lag_grows_while_the_write_database_cannot_be_looked_at_and_is_zero_afterwards() -> None:
+    lag = Lag(began=0)
+    assert (lag.seconds(now=9), lag.seconds(now=60)) == (0, 60)  # from the start, too
+    lag.applied(Lsn(100))
+    lag.sampled(Lsn(100), now=100)
+    assert (lag.seconds(now=109), lag.seconds(now=160)) == (0, 60)
+    lag.sampled(Lsn(100), now=161)
+    assert (lag.bytes(), lag.seconds(now=161)) == (0, 0)
+
+
+def test_who_stands_by_goes_by_what_the_slot_says() -> None:
+    lag = Lag(began=0)
+    lag.sampled(Lsn(10**9), now=1)  # there is no slot yet
+    assert (lag.bytes(), lag.seconds(now=11)) == (0, 0)
+    for now in range(2, 1000):
+        lag.sampled(Lsn(10**9 + now), now=now, confirmed=Lsn(10**9 + now))
+        assert (lag.bytes(), lag.seconds(now=now)) == (0, 0)
+    for now in range(1000, 1060):  # whoever reads it does nothing
+        lag.sampled(Lsn(2 * 10**9), now=now, confirmed=Lsn(10**9 + 999))
+    assert (lag.bytes(), lag.seconds(now=1060)) == (10**9 - 999, 60)
+
+
+class Streamed(NamedTuple):
+    received: Lsn
+    reported: Lsn
+
+
+LSNS = st.integers(0, 1000).map(Lsn)
+
+
+@given(LSNS, LSNS, LSNS, st.none() | st.builds(Streamed, LSNS, LSNS))
+def test_no_position_is_before_the_one_that_follows(wal, checkpoint, confirmed, stream) -> None:
+    lag = Lag()
+    lag.sampled(wal, now=1, confirmed=confirmed)
+    lag.applied(checkpoint)
+    positions = Positions(lag)
+    positions.stream = stream
+    known = positions.known()
+    assert list(known) == sorted(known, reverse=True)
+    assert known[0] >= max(wal, checkpoint, confirmed)
+    values = [family.samples[0].value for family in positions.collect()]
+    assert values == list(known)
+
+
+# The slot.
+
+
+def slot_at(now: float, *, safe: int | None, wal: int = 0, status: str = "reserved") -> Sample:
+    return Sample(
+        wal=int(wal or 1000 * now),
+        wal_status=status,
+        safe_wal_size=safe,
+        retained=7,
+        decoding=False,
+    )
+
+
+def test_the_slot_lasts_for_as_long_as_its_wal_at_the_pace_of_the_last_minutes() -> None:
+    slot = SlotWal()
+    assert (slot.safe_bytes(), slot.seconds_until_lost(now=0)) == (math.inf, math.inf)
+    slot.look(slot_at(1000, safe=60_000), now=1000)
+    assert slot.seconds_until_lost(now=1000) == math.inf  # the pace is not known yet
+    for now in range(1001, 2000):
+        slot.look(slot_at(now, safe=60_000), now=now)
+    assert slot.seconds_until_lost(now=1999) == 60
+    assert slot.seconds_until_lost(now=2009) == 50  # also while nobody can look
+    for now in range(2000, 2301):  # five minutes later the faster pace alone counts
+        slot.look(slot_at(now, safe=60_000, wal=10_000 * (now - 1800)), now=now)
+    assert slot.seconds_until_lost(now=2300) == pytest.approx(6, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("status", "safe", "bytes_left", "seconds"),
+    [
+        ("reserved", None, math.inf, math.inf),  # max_slot_wal_keep_size = -1
+        ("extended", None, math.inf, math.inf),
+        ("unreserved", -5, 0, 0),
+        ("lost", None, 0, 0),
+    ],
+)
+def test_what_is_said_without_a_limit_and_at_the_end(status, safe, bytes_left, seconds) -> None:
+    slot = SlotWal()
+    for now in range(100):
+        slot.look(slot_at(now, safe=safe, status=status), now=now)
+    assert (slot.safe_bytes(), slot.seconds_until_lost(now=99)) == (bytes_left, seconds)
+
+
+def test_a_server_on_which_nothing_is_written_keeps_a_slot_for_ever() -> None:
+    slot = SlotWal()
+    for now in range(100):
+        slot.look(slot_at(now, safe=10, wal=5), now=now)
+    assert slot.seconds_until_lost(now=99) == math.inf
+
+
+def test_the_status_of_the_slot_is_one_of_a_closed_set() -> None:
+    metrics = Metrics()
+    for status in STATUSES:
+        if status != "none":
+            metrics.sampled(slot_at(1, safe=1, status=status))
+        found = {one: metrics.value("cdc_slot_wal_status", status=one) for one in STATUSES}
+        assert found == {one: float(one == status) for one in STATUSES}
+    assert metrics.value("cdc_slot_retained_wal_bytes") == 7
+    assert metrics.value("cdc_slot_active") == 0
+
+
+# Errors.
+
+
+def errors_of(metrics: Metrics) -> dict[tuple[str, str], float]:
+    (family,) = [f for f in metrics.registry.collect() if f.name == "cdc_errors"]
+    return {(s.labels["stage"], s.labels["reason"]): s.value for s in family.samples}
+
+
+def test_every_error_of_the_daemon_has_a_reason_in_the_closed_set() -> None:
+    of_commands = (errors.ConfigurationError, errors.CopyError, errors.QuarantineError)
+
+    def tree(kind: type[errors.CdcError]) -> Iterator[type[errors.CdcError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from tree(child)
+
+    above = {errors.CdcError, errors.SourceError, errors.ReadError, *failures.STANDING_BY}
+    named = {kind: failures.reason(kind) for kind in tree(errors.CdcError) if kind not in above}
+    assert set(named.values()) == set(failures.REASONS)
+    other = [kind for kind, name in named.items() if name == failures.OTHER]
+    assert [
+        k for k in other if not issubclass(k, of_commands) and k.__module__ == "cdc.errors"
+    ] == []
+    assert failures.reason(errors.SlotLost) == "StartRefused"
+    assert failures.reason(ZeroDivisionError) == failures.OTHER
+
+
+def test_errors_are_counted_where_they_arose_and_standing_by_is_none() -> None:
+    metrics = Metrics()
+    before = errors_of(metrics)
+    assert set(before) == set(product(failures.STAGES, failures.REASONS))
+    assert set(before.values()) == {0}
+    metrics.failures.failed(errors.ReadUnavailable(), stage="write")
+    metrics.failures.failed(errors.SlotActive(), stage="start")
+    metrics.failures.failed(errors.ReadLocked(), stage="start")
+    for count in (2, 2, 3):  # so many keys in all
+        metrics.failures.set_aside({errors.WriteRefused: count, errors.ProjectionError: 1})
+    after = errors_of(metrics)
+    assert {key: value for key, value in after.items() if value} == {
+        ("write", "ReadUnavailable"): 1,
+        ("write", "WriteRefused"): 3,
+        ("project", "ProjectionError"): 1,
+    }
+
+
+def test_a_reconnect_is_counted_once_it_works_again() -> None:
+    metrics = Metrics()
+    retry = Retry(metrics, threading.Event())
+    reconnects = partial(metrics.value, "cdc_reconnects_total")
+    retry.enter(State.STREAMING)  # the first start is none
+    retry.note(errors.ReadLocked())
+    retry.enter(State.STREAMING)
+    assert (reconnects(target="read"), reconnects(target="source")) == (0, 0)
+    for _ in range(3):
+        retry.note(errors.ReadUnavailable())
+    assert reconnects(target="read") == 0
+    retry.enter(State.STREAMING)
+    assert (reconnects(target="read"), reconnects(target="source")) == (1, 0)
+
+
+# Histograms.
+
+
+def test_a_histogram_counts_by_label_and_has_every_bucket_from_the_start() -> None:
+    histogram = Histogram("h", "", (1, 10), label="projector")
+    histogram.expect("a")
+    histogram.observe([1, 2, 50], "b")
+
+    def series() -> dict[tuple[str, str], float]:
+        (family,) = histogram.collect()
+        return {
+            (sample.name + sample.labels.get("le", ""), sample.labels["projector"]): sample.value
+            for sample in family.samples
+        }
+
+    assert {name for name, _ in series()} == {
+        "h_bucket1.0",
+        "h_bucket10.0",
+        "h_bucket+Inf",
+        "h_count",
+        "h_sum",
+    }
+    assert {value for (_, label), value in series().items() if label == "a"} == {0}
+    assert [
+        series()[name, "b"] for name in ("h_bucket1.0", "h_bucket10.0", "h_count", "h_sum")
+    ] == [
+        1,
+        2,
+        3,
+        53,
+    ]
+
+
 def test_a_checkpoint_ahead_of_the_last_sample_is_no_negative_lag() -> None:
     lag = Lag()
     lag.sampled(Lsn(100), now=10)
     lag.applied(Lsn(500))
-    assert (lag.bytes(), lag.seconds(now=99)) == (0, 0)
+    assert (lag.bytes(), lag.seconds(now=11)) == (0, 0)
     assert lag.wal_lsn == 500
 
 

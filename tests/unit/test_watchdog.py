@@ -107,6 +107,7 @@ def test_a_heartbeat_has_come_back_once_the_checkpoint_is_past_it():
     heartbeats.reached(Lsn(150), now=12.5)
     assert not heartbeats.under_way
     assert series(heartbeats) == {
+        "cdc_heartbeat_interval_seconds": 0,
         "cdc_heartbeat_round_trip_seconds_count": 1,
         "cdc_heartbeat_round_trip_seconds_sum": 2.5,
         "cdc_last_heartbeat_timestamp_seconds": 5000.0,

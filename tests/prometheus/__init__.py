@@ -1,0 +1,1 @@
+"""A real Prometheus, and the cases for the alerts that promtool runs."""
