@@ -34,17 +34,17 @@ class Retry:
     def __init__(self, metrics: Metrics, stop: threading.Event) -> None:
         self._metrics = metrics
         self._stop = stop
-
-    def persist(self, attempt: Callable[[], None]) -> None:
-        """Call again and again while it fails in a way that passes; raise Stopped on a stop."""
-        retrying = Retrying(
+        self._retrying = Retrying(
             retry=retry_if_exception(_passes),
             wait=_pause,
             before_sleep=lambda state: self.note(_error(state)),
             sleep=self.sleep,
             reraise=True,
         )
-        retrying(attempt)
+
+    def persist(self, attempt: Callable[[], None]) -> None:
+        """Call again and again while it fails in a way that passes; raise Stopped on a stop."""
+        self._retrying(attempt)
         if self._metrics.state in {State.RETRYING, State.STANDBY}:
             self.enter(State.STREAMING)
 

@@ -1,5 +1,6 @@
 """Throwaway servers, a fresh database for each test, the daemon as a subprocess."""
 
+import gc
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,22 @@ def until(fact: Callable[[], object], *, seconds: float = PATIENCE) -> None:
 
 
 # The configuration and the daemon.
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from collecting by itself what refers to itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> list[Any]:
+    """Give the objects of a type that are in memory."""
+    return [one for one in gc.get_objects() if isinstance(one, kind)]
 
 
 def toml(value: object) -> str:
