@@ -16,8 +16,10 @@ class Chunk(Struct, eq=False):
     """Rows with keys after `after` up to `last`, or with the keys named, or all there are.
 
     `text` holds the rows as `cdc.lines` encodes them. Whatever `opened`'s snapshot sees, the
-    stream has brought once it has passed `watermark`. `ends` tells that the table holds no row
-    after them, or after those that were copied before. `asked` tells for which asking it was read,
+    stream has brought once it has passed `watermark`. `bound` is the key of the last row there was
+    when the table began to be read: rows after it came into being since, and the stream brings
+    them. `ends` tells that no row up to it is left to be read. Of the `first` chunk of those that
+    have a bound, the snapshot is the one that tells it. `asked` tells for which asking it was read,
     `expected` how many rows the table may have. `ordered` tells that every database puts its keys
     into the same order. `pieces` brings the rows of a table without a key, which cannot be read in
     parts, when it is placed. `in_last_pass` tells, once it is placed, that the table is not going
@@ -34,6 +36,8 @@ class Chunk(Struct, eq=False):
     count: int = 0
     after: Key | None = None
     last: Key | None = None
+    bound: Key | None = None
+    first: bool = False
     ends: bool = False
     keys: tuple[Key, ...] = ()
     expected: int | None = None
@@ -62,4 +66,5 @@ class Chunk(Struct, eq=False):
             self, text=self.text[:end], count=len(rows), last=last, ends=False, part=True
         )
         self.text, self.count, self.after = self.text[end:], self.count - len(rows), last
+        self.first = False
         return taken

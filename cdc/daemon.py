@@ -138,6 +138,7 @@ class Daemon:
     def _serve(self) -> None:
         """Hold session after session; the pauses grow only while none gets as far as streaming."""
         while not self._stop.is_set():
+            gc.collect()  # the last one's batches, queue and read tables refer to one another
             with suppress(Stopped):
                 try:
                     self._retry.persist(self._hold, stage="start")

@@ -44,7 +44,7 @@ CdcError
 The number is the exit code. A class's docstring is its default message.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class CdcError(Exception):
@@ -56,6 +56,11 @@ class CdcError(Exception):
     def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.hint = hint
+
+    def alone(self) -> Self:
+        """Let go of the calls it came through: who keeps it would keep all that they hold."""
+        self.__context__ = None
+        return self.with_traceback(None)
 
     def __str__(self) -> str:
         return str(self.args[0])

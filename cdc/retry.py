@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
@@ -17,7 +18,7 @@ from cdc.errors import (
     SlotActive,
 )
 from cdc.exchange import Stopped
-from cdc.observe.failures import STANDING_BY
+from cdc.observe.failures import STAGES, STANDING_BY
 from cdc.observe.metrics import Metrics
 from cdc.observe.state import State
 
@@ -34,24 +35,29 @@ class Retry:
     def __init__(self, metrics: Metrics, stop: threading.Event) -> None:
         self._metrics = metrics
         self._stop = stop
+        self._retrying = {stage: self._retrying_at(stage) for stage in STAGES}
 
-    def persist(self, attempt: Callable[[], None], *, stage: str) -> None:
-        """Call again and again while it fails in a way that passes; raise Stopped on a stop."""
-
-        def failed(state: RetryCallState) -> None:
-            error = _error(state)
-            if error is not None:
-                self._metrics.failures.failed(error, stage=stage)
-            self.note(error)
-
-        retrying = Retrying(
+    def _retrying_at(self, stage: str) -> Retrying:
+        return Retrying(
             retry=retry_if_exception(_passes),
             wait=_pause,
-            before_sleep=failed,
+            before_sleep=partial(self._failed, stage),
             sleep=self.sleep,
             reraise=True,
         )
-        retrying(attempt)
+
+    def _failed(self, stage: str, state: RetryCallState) -> None:
+        error = _error(state)
+        if error is not None:
+            self._metrics.failures.failed(error, stage=stage)
+        self.note(error)
+
+    def persist(self, attempt: Callable[[], None], *, stage: str) -> None:
+        """Call again and again while it fails in a way that passes; raise Stopped on a stop.
+
+        `stage` is one of STAGES, for the metrics.
+        """
+        self._retrying[stage](attempt)
         if self._metrics.state in {State.RETRYING, State.STANDBY}:
             self.enter(State.STREAMING)
 

@@ -1,12 +1,13 @@
 """Throwaway servers, a fresh database for each test, the daemon as a subprocess."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -248,6 +249,22 @@ def until(fact: Callable[[], object], *, seconds: float = PATIENCE) -> None:
 
 
 # The configuration and the daemon.
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from collecting by itself what refers to itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> list[Any]:
+    """Give the objects of a type that are in memory."""
+    return [one for one in gc.get_objects() if isinstance(one, kind)]
 
 
 def toml(value: object) -> str:

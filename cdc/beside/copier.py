@@ -123,9 +123,10 @@ class Copier:
     def _copy_by_key(self, reader: ChunkReader, copy: Copy) -> bool:
         """Read chunk after chunk, some ahead of those that wait for their place.
 
-        Tell whether all have found it, to the table's end, and no other pass follows.
+        Up to the row that is the last one now: what is added faster than it is read would be read
+        for ever. Tell whether all have found their place, and no other pass follows.
         """
-        abandoned, chunk = self.copying.abandoned, None
+        abandoned, chunk, bound = self.copying.abandoned, None, None
         after, ends = copy.reached, False
         size = ChunkSize(self.chunk_bytes)
         expected = reader.estimate() if copy.expected is None else None
@@ -134,9 +135,14 @@ class Copier:
             began = time.monotonic()
             opened = self._feed.open(reader, copy.unit.source)
             partitions = reader.partitions()
-            page = reader.read(after=after, rows=self._rows(size), most_bytes=size.most_bytes)
+            is_first = chunk is None
+            bound = reader.last_key() if is_first else bound
+            page = reader.read(
+                after=after, rows=self._rows(size), most_bytes=size.most_bytes, bound=bound
+            )
             chunk = self._chunk(copy, reader, opened, page)
-            chunk.after, chunk.expected, chunk.ordered = after, expected, reader.ordered
+            chunk.after, chunk.bound, chunk.first = after, bound, is_first
+            chunk.expected, chunk.ordered = expected, reader.ordered
             chunk.partitions = partitions
             self._feed.offer(chunk)
             after, ends = page.last or after, page.ends

@@ -194,7 +194,8 @@ class Copying:
             plan,
             _picked(text, chunk.relation, plan),
             chunk.after,
-            None if chunk.ends else chunk.last,
+            chunk.bound if chunk.ends else chunk.last,
+            beyond=chunk.bound if chunk.first else None,
         )
         batch.add_replaced(
             replaced,

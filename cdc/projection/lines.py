@@ -29,13 +29,15 @@ class BulkPlan(NamedTuple):
 class Replaced(NamedTuple):
     """Encoded rows that take the place of all rows with keys after `after` up to `last`.
 
-    None is where the table begins, or ends. `text` may be empty.
+    None is where the table begins, or ends. Rows with keys after `beyond` go, too, if that is not
+    None. `text` may be empty.
     """
 
     plan: BulkPlan
     text: bytes
     after: tuple[str, ...] | None
     last: tuple[str, ...] | None
+    beyond: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Replaced of {self.plan.shape.table.name}>"

@@ -124,7 +124,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise _driver_error(error.orig) from None
+        # SQLAlchemy's frames refer to the error, and by their callers to all that was written.
+        raise _driver_error(error.with_traceback(None).orig) from None
     except psycopg.Error as error:
         raise postgres_session.read_error(error) from None
 

@@ -114,7 +114,7 @@ def _projected(step: _Step) -> _Projected:
     try:
         operations = step.operations()
     except ProjectionError as error:
-        return _Projected(step, [], error, frozenset(keys))
+        return _Projected(step, [], error.alone(), frozenset(keys))
     return _Projected(step, operations, None, frozenset(keys | _read_rows(operations)))
 
 
@@ -342,7 +342,7 @@ class Isolation:
         except RowsRefused as error:
             savepoint.rollback()
             self._sink.rolled_back()
-            return error
+            return error.alone()
         savepoint.commit()
         self._sink.keep()
         return None

@@ -241,15 +241,17 @@ class PostgresSink:
             return
         name = self._name(table)
         key = ", ".join(map(self._quote, key_columns(table)))
+
+        def compared(sign: str, end: tuple[str, ...]) -> str:
+            return f"({key}) {sign} ({', '.join(map(literal, end))})"
+
         ends = ((">", replaced.after), ("<=", replaced.last))
-        between = [
-            f"({key}) {sign} ({', '.join(map(literal, end))})"
-            for sign, end in ends
-            if end is not None
-        ]
+        between = [compared(sign, end) for sign, end in ends if end is not None]
         with self._driver.pipeline():
             referenced = self._driver.execute(_REFERENCED, [_plain(name)])
             self._run(f"delete from {name} where {' and '.join(between) or 'true'}")
+            if replaced.beyond is not None:
+                self._run(f"delete from {name} where {compared('>', replaced.beyond)}")
         row = referenced.fetchone()
         if row and row[0]:  # what was deleted comes back: the batch is rolled back
             raise RowsRefused(f"a foreign key references {table.name}")

@@ -178,16 +178,34 @@ class ChunkReader:
             row = self._opened().execute(_PARTITIONS, [self._table.oid]).fetchone()
         return row[0] if row else None
 
-    def read(self, *, after: Key | None, rows: int, most_bytes: int = sys.maxsize) -> Page:
-        """Read the next rows after a key, or the first ones, in the key's order.
+    def last_key(self) -> Key | None:
+        """Give the key of the last row that the snapshot sees; None where it sees none."""
+        with self._described():
+            statement = sql.SQL("{} order by {} limit 1").format(
+                self._select, self._key_order().backwards
+            )
+            _, count, line = self._copied(statement, sys.maxsize)
+        return self._key_of(line) if count else None
+
+    def read(
+        self,
+        *,
+        after: Key | None,
+        rows: int,
+        most_bytes: int = sys.maxsize,
+        bound: Key | None = None,
+    ) -> Page:
+        """Read the next rows after a key, or the first ones, in the key's order; none past `bound`.
 
         Fewer where they are so wide that they take `most_bytes`: the transaction ends then.
         """
         with self._described():
             order = self._key_order()
-            after_it = sql.SQL("where {}").format(order.after(after)) if after else sql.SQL("")
+            conditions = [order.after(after)] if after else []
+            conditions += [order.up_to(bound)] if bound else []
+            where = sql.SQL("where {}").format(sql.SQL(" and ").join(conditions))
             statement = sql.SQL("{} {} order by {} limit {}").format(
-                self._select, after_it, order.by, sql.Literal(rows)
+                self._select, where if conditions else sql.SQL(""), order.by, sql.Literal(rows)
             )
             text, count, line = self._copied(statement, most_bytes)
         last = self._key_of(line) if count else None

@@ -27,7 +27,7 @@ select a.attname as name,
        c.opcdefault and k.collated_by in (0, a.attcollation) as usual,
        case when k.collated_by not in (0, a.attcollation)
             then quote_ident(cn.nspname) || '.' || quote_ident(co.collname) end as "collation",
-       o.less, o.equal, o.at_least, o.greater
+       o.less, o.at_most, o.equal, o.at_least, o.greater
 from pg_index i
 join pg_class r on r.oid = i.indrelid
 cross join unnest(i.indkey, i.indclass, i.indcollation) with ordinality
@@ -48,6 +48,7 @@ cross join lateral (
 ) b
 cross join lateral (
     select max(form) filter (where amopstrategy = 1) as less,
+           max(form) filter (where amopstrategy = 2) as at_most,
            max(form) filter (where amopstrategy = 3) as equal,
            max(form) filter (where amopstrategy = 4) as at_least,
            max(form) filter (where amopstrategy = 5) as greater
@@ -80,6 +81,7 @@ class KeyColumn(NamedTuple):
     usual: bool
     collation: str | None
     less: str
+    at_most: str
     equal: str
     at_least: str
     greater: str
@@ -100,6 +102,13 @@ class KeyColumn(NamedTuple):
         if self.usual:
             return sql.Identifier("t", self.name)
         return sql.SQL("{} using {}").format(self.operand, sql.SQL(self.less))
+
+    @property
+    def backwards(self) -> sql.Composable:
+        """Write it as rows are ordered by it, the last one first."""
+        if self.usual:
+            return sql.SQL("{} desc").format(sql.Identifier("t", self.name))
+        return sql.SQL("{} using {}").format(self.operand, sql.SQL(self.greater))
 
     def compared(self, operator: str, value: str) -> sql.Composed:
         """Compare it with a value."""
@@ -133,14 +142,29 @@ class KeyOrder:
         """What follows `order by`."""
         return sql.SQL(", ").join(column.order for column in self._columns)
 
+    @property
+    def backwards(self) -> sql.Composed:
+        """What follows `order by` for the last rows to come first."""
+        return sql.SQL(", ").join(column.backwards for column in self._columns)
+
     def after(self, key: Key) -> sql.Composable:
         """Hold for the rows that come after a key."""
         greater = {column.greater for column in self._columns}
         if len(greater) > 1:
             return _each_after(self._columns, key)
+        return self._compared(greater.pop(), key)
+
+    def up_to(self, key: Key) -> sql.Composable:
+        """Hold for the rows that come before a key, and for the one that has it."""
+        at_most = {column.at_most for column in self._columns}
+        if len(at_most) > 1:
+            return _each_up_to(self._columns, key)
+        return self._compared(at_most.pop(), key)
+
+    def _compared(self, operator: str, key: Key) -> sql.Composed:
         return sql.SQL("({}) {} ({})").format(
             sql.SQL(", ").join(column.operand for column in self._columns),
-            sql.SQL(greater.pop()),
+            sql.SQL(operator),
             self._literals(key),
         )
 
@@ -173,4 +197,18 @@ def _each_after(columns: Sequence[KeyColumn], key: Key) -> sql.Composable:
         greater,
         column.compared(column.equal, value),
         _each_after(columns[1:], key[1:]),
+    )
+
+
+def _each_up_to(columns: Sequence[KeyColumn], key: Key) -> sql.Composable:
+    """Likewise, from the other side."""
+    column, value = columns[0], key[0]
+    at_most = column.compared(column.at_most, value)
+    if len(columns) == 1:
+        return at_most
+    return sql.SQL("{} and ({} or ({} and {}))").format(
+        at_most,
+        column.compared(column.less, value),
+        column.compared(column.equal, value),
+        _each_up_to(columns[1:], key[1:]),
     )

@@ -115,6 +115,9 @@ def test_a_table_is_read_whole_and_in_order_whatever_its_key(write: Database, ke
         reader.begin()
         everything = [(str(k),) for k, _ in expected]
         assert sorted(values(reader.read_keys(everything[1::2]))) == sorted(expected[1::2])
+        assert reader.last_key() == everything[-1]
+        upto = reader.read(after=everything[0], rows=100, bound=everything[-2])
+        assert (values(upto), upto.ends) == (expected[1:-1], True)
 
 
 def test_composite_keys_are_read_in_the_order_of_their_index(write: Database) -> None:
@@ -135,6 +138,8 @@ def test_composite_keys_are_read_in_the_order_of_their_index(write: Database) ->
         keys: list[Key] = [(m, at, i) for _, at, m, i in expected[3:6]]
         assert sorted(values(reader.read_keys([*keys, keys[0]]))) == sorted(expected[3:6])
         assert reader.read_keys([]).count == 0
+        assert reader.last_key() == tuple(expected[-1][n] for n in (2, 1, 3))
+        assert values(reader.read(after=keys[0], rows=100, bound=keys[2])) == expected[4:6]
 
 
 def test_a_key_may_be_of_an_extensions_type(write: Database) -> None:
@@ -153,6 +158,9 @@ def test_a_key_may_be_of_an_extensions_type(write: Database) -> None:
         assert not reader.ordered
         reader.begin()
         assert sorted(values(reader.read_keys([("a", "2"), ("A", "2")]))) == [("A", "2")]
+        assert reader.last_key() == expected[-1]
+        upto = reader.read(after=("A", "4"), rows=100, bound=("e", "2"))
+        assert values(upto) == expected[4:22]
 
 
 @pytest.mark.parametrize(

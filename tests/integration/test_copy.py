@@ -1,5 +1,6 @@
 """Rows that were there before: copied in chunks, beside the stream."""
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc.daemon import Daemon
+from cdc.source.chunks import ChunkReader, Page
 from tests.conftest import Configuration, Database, RunningDaemon, until
 
 Configure = Callable[..., Configuration]
@@ -411,6 +414,44 @@ def test_a_first_copy_into_a_table_that_holds_rows_says_so(
     ran = cdc_run(configuration(mirrors=MIRROR))
     assert "has rows already" in ran.stderr
     equal(write, read)
+
+
+@pytest.mark.parametrize(
+    ("stale", "mirror"),
+    [("(5, 'stale'), (900000, 'stale')", {}), ("(5, 'stale')", {"mask": {"v": "hash"}})],
+    ids=["directly", "masked"],
+)
+def test_a_copy_ends_though_rows_are_added_faster_than_it_reads(
+    write: Database,
+    read: Database,
+    configuration: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    stale: str,
+    mirror: dict[str, Any],
+) -> None:
+    """It reads up to the row that was the last one when it began; the stream brings those after."""
+    table = "create table t (id bigint primary key, v text)"
+    write.run(table, "insert into t select i, repeat('v', 30) from generate_series(1, 3000) i")
+    read.run(table, f"insert into t values {stale}")
+    read_page, pages = ChunkReader.read, itertools.count(1)
+
+    def and_more_come(reader: ChunkReader, **which: Any) -> Page:
+        page = read_page(reader, **which)
+        if next(pages) < 20:
+            write.run(
+                "insert into t select m + i, repeat('n', 30) from generate_series(1, 1000) i, "
+                "(select max(id) from t) q(m)"
+            )
+        return page
+
+    monkeypatch.setattr(ChunkReader, "read", and_more_come)
+    mirrors = [{"source": "public.t", **mirror}]
+    Daemon(
+        configuration(mirrors=mirrors).with_(copy={"chunk_bytes": 16384}).settings(), until="now"
+    ).run()
+    assert next(pages) < 10
+    assert read.rows("select id from t order by id") == write.rows("select id from t order by id")
+    assert not read.rows("select 1 from t where v = 'stale'")
 
 
 @pytest.mark.parametrize("key", ["bigint", "text"])

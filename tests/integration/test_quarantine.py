@@ -24,7 +24,7 @@ from cdc.sink import checkpoint, quarantine, tables
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
 from cdc.values import UNCHANGED
-from tests.conftest import Configuration, Database, RunningDaemon, until
+from tests.conftest import Configuration, Database, RunningDaemon, alive, uncollected, until
 from tests.read_databases import ReadDatabase, losing
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -224,6 +224,15 @@ def test_a_change_whose_projection_raises_is_set_aside_and_all_else_flows_on(sin
     assert sink.parents() == [(1, "a"), (3, "c"), (4, "e")]
     assert sink.held() == ["2"]
     assert [one.changes for one in sink.stored()] == [3]
+
+
+def test_a_batch_with_poison_goes_from_memory_once_it_is_applied(sink: Sink) -> None:
+    """At once, and not when Python's collector comes to look for what refers to itself."""
+    with uncollected():
+        for key, poison in enumerate(("raise", None)):
+            sink.apply(inserted(1, "a"), inserted(2 + key, poison))
+            assert not alive(Transaction)
+    assert sink.held() == ["2", "3"]
 
 
 def test_a_row_that_the_read_database_refuses_is_set_aside(sink: Sink) -> None:
