@@ -1,0 +1,36 @@
+"""`cdc setup` and `cdc drop`: a pipeline comes and goes."""
+
+import typer
+
+from cdc.cli.options import Config, LogLevel, Yes
+from cdc.observe import logs
+from cdc.operate.drop import drop as drop_pipeline
+from cdc.operate.setup import set_up
+from cdc.settings import load
+
+
+def setup(config: Config = None, log_level: LogLevel = "INFO") -> None:
+    """Create the slot, the read tables and the bookkeeping, without streaming.
+
+    What is there already and fits is left as it is; what does not fit is refused.
+    """
+    logs.configure(level=log_level)
+    position = set_up(load(config))
+    typer.echo(f"ready to stream from {position}")
+
+
+def drop(
+    config: Config = None,
+    yes: Yes = False,
+) -> None:
+    """Remove the slot, the publications and the checkpoint. Read tables stay.
+
+    Changes made after this are not seen by a later `cdc run`.
+    """
+    settings = load(config)
+    if not yes:
+        typer.confirm(
+            f"Drop slot {settings.source.slot}, its publications and its checkpoint?", abort=True
+        )
+    for what in drop_pipeline(settings) or ["nothing: there was nothing to drop"]:
+        typer.echo(f"dropped {what}")
