@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 import cdc.demo  # noqa: F401  for the errors it defines
 from cdc import errors
+from cdc.finding import NAMES as FINDINGS
 from cdc.observe.metrics import Metrics
 from cdc.projection.mirror import PostgresType
 from cdc.servers import ServerFailed
@@ -172,6 +173,35 @@ def error_page() -> str:
     return _between("errors.md", "errors", error_table())
 
 
+_CHECKS = """\
+`cdc check` looks at all of this, at both databases, and says what it finds all at once: what, why
+it matters, and the SQL or setting that mends it. It changes nothing. A database that does not
+answer, or stops answering for half a minute, is a finding; the other one is examined all the same.
+
+```console
+$ cdc check
+blocks  cdc may not replicate  replication_attribute
+        why:  a walsender serves only roles that may
+        mend: on the write database:
+              alter role "cdc" replication;
+1 to mend before `cdc run`
+```
+
+The last line is `ready` where nothing blocks, and the exit code 0; else it is 1. What is `advice`
+may be left as it is. `--json` gives a list of findings with `name`, `what`, `why`, `remedy`,
+`blocks`, `where` (`write`, `read`, or `configuration`) and `sql`, a list of statements to be
+executed there one by one. Names do not change. A finding that is an error of the daemon's has that
+error's name: [errors](errors.md).
+"""
+
+
+def checks() -> str:
+    """Describe every finding of `cdc check`."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in FINDINGS.items()]
+    table = "\n".join(["| finding | says that |", "|---|---|", *rows]) + "\n"
+    return f"# What `cdc check` finds\n\n{NOTE}\n{_CHECKS}\n{table}"
+
+
 def _between(page: str, mark: str, made: str) -> str:
     text = (HERE / page).read_text() if (HERE / page).exists() else ""
     before, _, rest = text.partition(f"<!-- {mark} -->")
@@ -215,6 +245,7 @@ def type_page() -> str:
 
 
 PAGES = {
+    "checks.md": checks,
     "configuration.md": configuration,
     "errors.md": error_page,
     "metrics.md": metrics,
