@@ -16,6 +16,11 @@ def demo(
     """Show it: two throwaway databases, an application that writes, the daemon, a live view.
 
     At the end both sides are compared row by row; exit code 0 only if they are equal.
+
+    Examples:
+      cdc demo
+
+      cdc demo --seconds 10
     """
     from cdc.demo import run as run_demo  # noqa: PLC0415  the daemon does without it
 
