@@ -44,6 +44,7 @@ CdcError
 The number is the exit code. A class's docstring is its default message.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 
@@ -53,9 +54,13 @@ class CdcError(Exception):
     exit_code: ClassVar[int] = 1
     transient: ClassVar[bool] = False
 
-    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = None, sql: Sequence[str] = ()
+    ) -> None:
+        """Take what is wrong, and what to do; `sql` mends it, statement by statement."""
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.hint = hint
+        self.sql = tuple(sql)
 
     def alone(self) -> Self:
         """Let go of the calls it came through: who keeps it would keep all that they hold."""

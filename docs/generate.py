@@ -1,17 +1,21 @@
 """Write the parts of the documentation that the code knows best; `python docs/generate.py`."""
 
+import inspect
 import runpy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import sqlalchemy as sa
+import typer
 from prometheus_client import Metric
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import cdc.demo  # noqa: F401  for the errors it defines
 from cdc import errors
+from cdc.cli import app
+from cdc.finding import NAMES as FINDINGS
 from cdc.observe.metrics import Metrics
 from cdc.projection.mirror import PostgresType
 from cdc.servers import ServerFailed
@@ -192,6 +196,86 @@ def error_page() -> str:
     return _between("errors.md", "errors", error_table())
 
 
+_CHECKS = """\
+`cdc check` looks at all of this, at both databases, and says what it finds all at once: what, why
+it matters, and the SQL or setting that mends it. It changes nothing. A database that does not
+answer, or stops answering for half a minute, is a finding; the other one is examined all the same.
+
+```console
+$ cdc check
+blocks  cdc may not replicate  replication_attribute
+        why:  a walsender serves only roles that may
+        mend: on the write database:
+              alter role "cdc" replication;
+1 to mend before `cdc run`
+```
+
+The last line is `ready` where nothing blocks, and the exit code 0; else it is 1. What is `advice`
+may be left as it is. `--json` gives a list of findings with `name`, `what`, `why`, `remedy`,
+`blocks`, `where` (`write`, `read`, or `configuration`) and `sql`, a list of statements to be
+executed there one by one. Names do not change. A finding that is an error of the daemon's has that
+error's name: [errors](errors.md).
+"""
+
+
+def checks() -> str:
+    """Describe every finding of `cdc check`."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in FINDINGS.items()]
+    table = "\n".join(["| finding | says that |", "|---|---|", *rows]) + "\n"
+    return f"# What `cdc check` finds\n\n{NOTE}\n{_CHECKS}\n{table}"
+
+
+_COMMANDS = """\
+What `cdc --help` says, in one place. Answers go to stdout, messages and questions to stderr; exit
+codes are in [errors](errors.md). What each command is for is told in [operations](operations.md).
+
+## Shell completion
+
+`cdc --install-completion`, in bash, zsh or fish, sets it up for that shell: open a new one. With
+`cdc --show-completion` it prints the script instead. Commands, options and, after `--projector`,
+the projectors of the configuration are completed, but for those of patterns; no database is asked.
+"""
+
+
+def commands() -> str:
+    """Describe every command, as its help does."""
+    parts = ["# Commands\n", NOTE, _COMMANDS]
+    for name, function in command_functions(app, "cdc"):
+        text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("Examples:")
+        parts.append(f"## {name}\n\n{text.strip()}\n")
+        parts.append("| | |\n|---|---|\n" + "\n".join(_options(function)) + "\n")
+        lines = [f"$ {line.strip()}" for line in examples.splitlines() if line.strip()]
+        parts.append("```console\n" + "\n".join(lines) + "\n```\n")
+    return "\n".join(parts)
+
+
+def command_functions(group: typer.Typer, name: str) -> Iterator[tuple[str, Any]]:
+    """Give every command's name and function."""
+    for command in group.registered_commands:
+        function: Any = command.callback
+        yield f"{name} {command.name or function.__name__}", function
+    for child in group.registered_groups:
+        assert child.typer_instance is not None  # noqa: S101  it was added with one
+        yield from command_functions(child.typer_instance, f"{name} {child.name}")
+
+
+def _options(function: Any) -> Iterator[str]:
+    for parameter in inspect.signature(function).parameters.values():
+        kind, info = parameter.annotation.__origin__, parameter.annotation.__metadata__[0]
+        words = [*(info.param_decls or ()), info.metavar or _choices(kind)]
+        spelled = " ".join(words).strip().replace("|", "\\|")
+        usual = parameter.default
+        told = (info.help or "").replace("|", "\\|")
+        shown = usual not in {None, False, inspect.Parameter.empty}
+        yield f"| `{spelled}` | {told}{f' Default: {usual}.' if shown else ''} |"
+
+
+def _choices(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {float: "NUMBER", str: "TEXT"}.get(kind, "")
+
+
 def _between(page: str, mark: str, made: str) -> str:
     text = (HERE / page).read_text() if (HERE / page).exists() else ""
     before, _, rest = text.partition(f"<!-- {mark} -->")
@@ -235,6 +319,8 @@ def type_page() -> str:
 
 
 PAGES = {
+    "checks.md": checks,
+    "commands.md": commands,
     "configuration.md": configuration,
     "errors.md": error_page,
     "metrics.md": metrics,

@@ -1,6 +1,6 @@
 """How far copies are, in figures and words."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -59,15 +59,16 @@ def described(copy: Copy) -> dict[str, Any]:
 
 def summary(copies: Collection[Copy]) -> str:
     """Say in one line how far copies are."""
-    if not copies:
+    return summary_of([copy.state for copy in copies])
+
+
+def summary_of(states: Sequence[str]) -> str:
+    """Say in one line how far copies in these states are."""
+    if not states:
         return "none"
-    done = sum(copy.state == "done" for copy in copies)
-    parts = [f"{done} of {len(copies)} done"]
-    parts += [
-        f"{count} {state}"
-        for state in ("copying", "waiting", "skipped")
-        if (count := sum(copy.state == state for copy in copies))
-    ]
+    parts = [f"{states.count('done')} of {len(states)} done"]
+    others = ("copying", "waiting", "skipped")
+    parts += [f"{states.count(state)} {state}" for state in others if state in states]
     return ", ".join(parts)
 
 

@@ -44,6 +44,7 @@ def decide(
                 f"slot {name} exists, but the read database has no checkpoint for it",
                 hint="it is somebody else's, or the read database was replaced. Choose another "
                 f"source.slot; or, if nobody needs it: select pg_drop_replication_slot('{name}')",
+                sql=[f"select pg_drop_replication_slot('{name}')"],
             )
         return Start.CREATE_SLOT
     if checkpoint.lsn is None:

@@ -253,6 +253,11 @@ def mirrors(settings: Sequence[MirrorSettings], schema: Schema, *, hash_key: byt
     ]
 
 
+def name_of(mirror: MirrorSettings, source: TableName) -> str:
+    """Name the projector that a mirror of a table is."""
+    return f"mirror:{source}" + (f">{mirror.target}" if mirror.target else "")
+
+
 def _is_pattern(mirror: MirrorSettings) -> bool:
     return TableName.parse(mirror.source).is_pattern
 
@@ -281,7 +286,7 @@ def _mirror(
     _require_key(settings, source)
     _require_names(settings, source)
     table = _read_table(settings, source, metadata)
-    name = f"mirror:{source.name}" + (f">{settings.target}" if settings.target else "")
+    name = name_of(settings, source.name)
     return Mirror(name, source.name, table, settings, hash_key)
 
 

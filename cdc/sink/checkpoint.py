@@ -34,11 +34,15 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A stored position. Without `lsn` it is an intent: the slot was about to be created."""
+    """A stored position. Without `lsn` it is an intent: the slot was about to be created.
+
+    `updated_at` is when it was last written.
+    """
 
     identity: Identity
     lsn: Lsn | None
     commit_time: datetime | None
+    updated_at: datetime | None = None
 
 
 def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
@@ -50,7 +54,7 @@ def load(connection: sa.Connection, slot: str) -> Checkpoint | None:
         return None
     identity = Identity(row.slot, row.plugin, row.system_identifier, row.timeline)
     lsn = None if row.lsn is None else Lsn(row.lsn)
-    return Checkpoint(identity, lsn, _in_utc(row.commit_time))
+    return Checkpoint(identity, lsn, _in_utc(row.commit_time), _in_utc(row.updated_at))
 
 
 def _in_utc(time: datetime | None) -> datetime | None:

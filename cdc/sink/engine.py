@@ -113,6 +113,12 @@ def connect(engine: sa.Engine) -> sa.Connection:
         return engine.connect()
 
 
+def number_of(connection: sa.Connection) -> int | None:
+    """Give the file descriptor of a connection's socket; None where there is no server."""
+    sessions = _SESSIONS.get(connection.dialect.name)
+    return sessions.number_of(connection.connection.driver_connection) if sessions else None
+
+
 def canceller(connection: sa.Connection) -> Callable[[], None]:
     """Give the function that ends what the connection waits for; it never raises."""
     return _CANCELLERS[connection.dialect.name](connection)

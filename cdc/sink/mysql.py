@@ -19,6 +19,7 @@ from cdc.sink.mysql_ddl import key_bytes, key_characters
 from cdc.sink.mysql_session import NOT_UNIQUE, error_number
 from cdc.sink.portable import PortableSink, Writes, not_key, tied
 from cdc.sink.refused import RowsRefused
+from cdc.sink.sink import Holding
 from cdc.sink.storage import Storage, length_of, storage_of
 
 _FEW: Final = 8
@@ -67,9 +68,16 @@ class MySQLSink(PortableSink):
 
     def lock_holder(self, slot: str) -> str:
         """Say who holds the slot's lock."""
+        found = self.holding(slot)
+        return found.who if found else "it has just let go"
+
+    def holding(self, slot: str) -> Holding | None:
+        """Look who holds the slot's lock, taking nothing; None where it is free."""
         with self._connection.begin():
             number = self._run("select is_used_lock(%s)", [(self._lock_name(slot),)]).scalar()
-        return f"connection {number} of the read database" if number else "it has just let go"
+        if number is None:
+            return None
+        return Holding(f"connection {number} of the read database", f"kill {number}")
 
     def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
         """End the session that holds the slot's lock, where it waits that long for its client."""

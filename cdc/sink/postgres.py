@@ -22,6 +22,7 @@ from cdc.projection.registry import sorted_tables
 from cdc.sink.postgres_session import driver_connection
 from cdc.sink.refused import RowsRefused
 from cdc.sink.refused import values_refused as _values_refused
+from cdc.sink.sink import Holding
 
 _FEW: Final = 16
 # Room in the kernel for a batch: the thread that writes is not woken for every piece of it.
@@ -99,11 +100,14 @@ class PostgresSink:
 
     def lock_holder(self, slot: str) -> str:
         """Say who holds the slot's lock, as far as the role may see it."""
+        found = self.holding(slot)
+        return found.who if found else "it has just let go"
+
+    def holding(self, slot: str) -> Holding | None:
+        """Look who holds the slot's lock, taking nothing; None where it is free."""
         row = self._driver.execute(_LOCK_HOLDER, [slot]).fetchone()
         self._driver.commit()
-        if row is None:
-            return "it has just let go"
-        return _session(*row)
+        return Holding(_session(*row), f"select pg_terminate_backend({row[0]})") if row else None
 
     def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
         """End the session that holds the slot's lock, where it waits that long for its client."""

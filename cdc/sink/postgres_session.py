@@ -15,7 +15,7 @@ from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
 
 # Joins are always from a batch to its rows by key: a planner that has no statistics on the
 # staging table must not choose to scan the target instead (docs/architecture.md, Planner).
-_SESSION: Final = {
+SESSION: Final = {
     "application_name": "cdc",
     "array_nulls": "on",
     "datestyle": "ISO",
@@ -39,7 +39,7 @@ _CANCEL_SECONDS: Final = 2
 def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
     """Make the engine; connections are ours alone, never pooled."""
     parsed = url.set(drivername="postgresql+psycopg")
-    session = _SESSION | _server_keepalives(silence_seconds)
+    session = SESSION | _server_keepalives(silence_seconds)
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     given = str(parsed.query.get("options", ""))
     parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})

@@ -1,9 +1,16 @@
 """What the writer asks of a kind of read database."""
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cdc.projection.batch import Segment
+
+
+class Holding(NamedTuple):
+    """Who holds a lock, and what ends that: SQL, or else a command of the system's."""
+
+    who: str
+    ended_by: str
 
 
 class Sink(Protocol):
@@ -20,6 +27,9 @@ class Sink(Protocol):
 
     def lock_holder(self, slot: str) -> str:
         """Say who holds the slot's lock."""
+
+    def holding(self, slot: str) -> Holding | None:
+        """Look who holds the slot's lock, taking nothing; None where it is free."""
 
     def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
         """End the session that holds the slot's lock, where it waits that long for its client.

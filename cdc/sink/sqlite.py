@@ -10,11 +10,13 @@ from cdc.projection.batch import Segment
 from cdc.sink.binding import Binding, Row
 from cdc.sink.portable import PortableSink, Writes, not_key, tied
 from cdc.sink.refused import RowsRefused
+from cdc.sink.sink import Holding
 from cdc.sink.sqlite_session import (
     NOT_UNIQUE,
     database_file,
     driver_connection,
     error_code,
+    is_locked,
     is_paused,
 )
 
@@ -44,6 +46,13 @@ class SQLiteSink(PortableSink):
         """Say which process holds the slot's lock."""
         text = self._lock_file(slot).read_text().strip()
         return f"process {text} of this machine" if text else "it has just begun"
+
+    def holding(self, slot: str) -> Holding | None:
+        """Look who holds the slot's lock, taking nothing; None where it is free."""
+        file = self._lock_file(slot)
+        if not file.exists() or not is_locked(file):
+            return None
+        return Holding(self.lock_holder(slot), f"kill {file.read_text().strip()}")
 
     def end_silent_holder(self, slot: str, *, seconds: float) -> str | None:
         """Take the lock file from a process that is paused: it keeps one that nobody looks at.

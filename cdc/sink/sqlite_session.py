@@ -148,6 +148,18 @@ def canceller(connection: sa.Connection) -> Callable[[], None]:
     return driver_connection(connection).interrupt
 
 
+def is_locked(file: Path) -> bool:
+    """Tell whether somebody holds a lock file."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def is_paused(pid: str) -> bool:
     """Tell whether a process was stopped by a signal, as far as the system tells (Linux)."""
     try:

@@ -164,6 +164,7 @@ def _misfit(table: sa.Table, differences: list[Difference]) -> ReadTableMismatch
     return ReadTableMismatch(
         f"read table {table.fullname} does not fit: " + "; ".join(text for text, _ in differences),
         hint=mend if whole else f"on the read database, {_ANEW}",
+        sql=statements if whole else (),
     )
 
 

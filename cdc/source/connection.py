@@ -18,7 +18,7 @@ from cdc.errors import (
 from cdc.sqlstate import one_line, passes_by_itself, refusal_hint
 
 # What the plugins print depends on these: pinned, they make one text form per value.
-_SESSION: Final = {
+SESSION: Final = {
     "bytea_output": "hex",
     "datestyle": "ISO",
     "extra_float_digits": "3",
@@ -31,7 +31,7 @@ _SESSION: Final = {
     "timezone": "UTC",
 }
 # What is printed names objects (regclass, ...) with their schema.
-_PRINTING: Final = {**_SESSION, "search_path": "pg_catalog"}
+_PRINTING: Final = {**SESSION, "search_path": "pg_catalog"}
 _CONNECT_SECONDS: Final = 10
 # A dead peer is noticed within half a minute.
 _KEEPALIVES: Final = {
@@ -46,7 +46,7 @@ Connection = psycopg.Connection[Any]
 
 def connect(dsn: str, **parameters: str) -> Connection:
     """Open an ordinary connection in autocommit mode; raise a SourceError."""
-    return _connected(_conninfo(dsn, _SESSION, **parameters))
+    return _connected(_conninfo(dsn, SESSION, **parameters))
 
 
 def connect_replication(dsn: str) -> Connection:

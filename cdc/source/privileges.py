@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from psycopg import sql
 from psycopg.rows import class_row
 
+from cdc.finding import Finding
 from cdc.schema import SourceTable
 from cdc.source.connection import Connection, translated
 
@@ -37,15 +38,7 @@ class _Rights(NamedTuple):
     hidden: bool
 
 
-class Lack(NamedTuple):
-    """What is missing, why it matters, what mends it."""
-
-    what: str
-    why: str
-    remedy: str
-
-
-def lacks(connection: Connection, tables: Collection[SourceTable]) -> list[Lack]:
+def lacks(connection: Connection, tables: Collection[SourceTable]) -> list[Finding]:
     """Say what would keep the daemon from copying the tables' rows; raise a SourceError."""
     by_oid = {table.oid: table for table in tables}
     with translated(), connection.cursor(row_factory=class_row(_Rights)) as cursor:
@@ -55,39 +48,51 @@ def lacks(connection: Connection, tables: Collection[SourceTable]) -> list[Lack]
     return [*found, *messages_lack(connection, why=marks)]
 
 
-def messages_lack(connection: Connection, *, why: str) -> list[Lack]:
+def messages_lack(connection: Connection, *, why: str, blocks: bool = True) -> list[Finding]:
     """Say what keeps the role from writing messages into the WAL; raise a SourceError."""
     with translated():
         may_not_emit = connection.execute(_MESSAGE).fetchall()
-    return [_message(connection, *row, why=why) for row in may_not_emit]
+    return [_message(connection, *row, why=why, blocks=blocks) for row in may_not_emit]
 
 
-def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Iterator[Lack]:
+def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Iterator[Finding]:
+    copied = "the rows that exist are copied from it"
     if not has.may_use:
-        yield Lack(
+        yield Finding.by_sql(
+            "schema_usage",
             f"{has.role} may not use schema {has.schema}, where {table.name} is",
-            "the rows that exist are copied from it",
-            _written(connection, "grant usage on schema {} to {};", (has.schema,), (has.role,)),
+            copied,
+            _written(connection, "grant usage on schema {} to {}", (has.schema,), (has.role,)),
+            where="write",
         )
     if not has.may_read:
-        yield Lack(
+        yield Finding.by_sql(
+            "table_select",
             f"{has.role} may not read {table.name}",
-            "the rows that exist are copied from it",
-            _written(connection, "grant select on table {} to {};", table.name, (has.role,)),
+            copied,
+            _written(connection, "grant select on table {} to {}", table.name, (has.role,)),
+            where="write",
         )
     if has.hidden:
-        yield Lack(
+        yield Finding.by_sql(
+            "row_security",
             f"row-level security hides rows of {table.name} from {has.role}",
             "only a part of the rows that exist could be copied",
-            _written(connection, "alter role {} bypassrls;", (has.role,)),
+            _written(connection, "alter role {} bypassrls", (has.role,)),
+            where="write",
         )
 
 
-def _message(connection: Connection, function: str, role: str, *, why: str) -> Lack:
-    return Lack(
+def _message(
+    connection: Connection, function: str, role: str, *, why: str, blocks: bool
+) -> Finding:
+    return Finding.by_sql(
+        "emit_message",
         f"{role} may not call {function}",
         why,
-        _written(connection, f"grant execute on function {function} to {{}};", (role,)),
+        _written(connection, f"grant execute on function {function} to {{}}", (role,)),
+        where="write",
+        blocks=blocks,
     )
 
 

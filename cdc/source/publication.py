@@ -33,6 +33,18 @@ select 1 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'p'
   and (n.nspname, c.relname) in (select * from unnest(%s::text[], %s::text[]))
 """
+# Whose publication it is, who owns the tables, and for a new one the database.
+_MAY: Final = """
+select coalesce((select bool_and(pg_has_role(pubowner, 'usage')) from pg_publication
+                 where pubname = any(%(names)s)), true)
+   and coalesce((select bool_and(pg_has_role(c.relowner, 'usage'))
+                 from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where (n.nspname, c.relname) in
+                       (select * from unnest(%(schemas)s::text[], %(tables)s::text[]))), true)
+   and (has_database_privilege(current_database(), 'create')
+        or (select count(*) from pg_publication where pubname = any(%(names)s))
+           = cardinality(%(names)s))
+"""
 _OTHER_SLOTS: Final = """
 select 1 from pg_replication_slots
 where plugin = 'pgoutput' and database = current_database() and slot_name <> %s
@@ -109,6 +121,19 @@ def _any_partitioned(connection: Connection, tables: list[TableName]) -> bool:
 
 def _listed(tables: list[TableName]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(*name) for name in tables)
+
+
+def may_publish(connection: Connection, publications: Wanted) -> bool:
+    """Tell whether the role may make the publications, and extend them; raise a SourceError."""
+    tables = [table for listed, _ in publications.values() for table in listed]
+    parameters = {
+        "names": list(publications),
+        "schemas": [table.schema for table in tables],
+        "tables": [table.table for table in tables],
+    }
+    with translated():
+        row = connection.execute(_MAY, parameters).fetchone()
+    return bool(row and row[0])
 
 
 def publish(connection: Connection, publications: Wanted) -> None:

@@ -40,7 +40,8 @@ def value(url: str, name: str, **labels: str) -> float:
 
 
 def test_setup_then_check_then_status_then_run_then_drop(ready):
-    assert "not set up" in ready.cdc("status").stdout
+    before = ready.cdc("status")
+    assert (before.returncode, before.stdout.splitlines()[0]) == (1, "stopped           not set up")
     done = ready.cdc("setup")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ready to stream from ")
@@ -160,6 +161,33 @@ def test_status_shows_positions_and_no_secrets(ready):
     assert now["slot"] == ready.name
     assert "postgresql" not in text
     assert get(f"{ready.url(process)}/nothing")[0] == 404
+
+
+def test_the_status_command_asks_the_daemon_and_goes_without_a_database(one_pipeline):
+    one_pipeline.source("create table public.t (id int primary key, v text)")
+    one_pipeline.mirror("public.t")
+    process = one_pipeline.start()
+    one_pipeline.caught_up()
+    url = one_pipeline.url(process)
+    until(lambda: get(f"{url}/ready")[0] == 200, what="it is ready")
+    here = {"CDC_HTTP__LISTEN": url.removeprefix("http://")}
+    alone = one_pipeline.cdc("status", "--json")  # of the databases
+    asked = one_pipeline.cdc("status", "--json", **here)
+    assert (alone.returncode, asked.returncode) == (0, 0)
+    alone, asked = json.loads(alone.stdout), json.loads(asked.stdout)
+    assert alone.keys() == asked.keys()
+    assert (alone["daemon"], alone["lag_seconds"]) == (False, None)
+    assert (asked["daemon"], asked["condition"], asked["state"]) == (True, "fine", "streaming")
+    assert asked["lag_seconds"] == 0
+    nowhere = {"CDC_READ__URL": "postgresql+psycopg://nobody@127.0.0.1:1/none"}
+    assert one_pipeline.cdc("status", **nowhere).returncode == 4
+    blind = one_pipeline.cdc("status", **here, **nowhere)
+    assert blind.stdout.startswith("fine "), blind.stderr
+    assert "verification      unknown" in blind.stdout
+    process.terminate()
+    assert process.wait(60) == 0
+    after = one_pipeline.cdc("status", **here)
+    assert (after.returncode, after.stdout.split()[0]) == (1, "stopped")
 
 
 def test_not_ready_while_retrying(ready):

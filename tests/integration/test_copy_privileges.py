@@ -29,7 +29,8 @@ def found(write: Database, role: str, configuration: Configure) -> Callable[...,
 
     def check_it(**copy: object) -> list[Finding]:
         wanted = configuration(mirrors=MIRRORS).with_(source={"dsn": dsn}, copy=copy)
-        return [f for f in check(wanted.settings()) if f.blocks]
+        unowned = "publication_missing"  # is another matter
+        return [f for f in check(wanted.settings()) if f.blocks and f.name != unowned]
 
     return check_it
 
@@ -43,6 +44,7 @@ def test_what_the_role_may_not_read_is_mended_by_the_grants_that_are_told(
         f'grant select on table "S.x"."T t" to "{role}";',
         f'grant select on table "S.x"."parted" to "{role}";',
     }
+    assert {finding.name for finding in told} == {"schema_usage", "table_select"}
     write.run(*(finding.remedy for finding in told))
     assert found() == []
     with write.connect() as reader:  # the partition needs no grant of its own
@@ -76,7 +78,7 @@ def test_row_level_security_that_hides_rows_is_found(
     )
     (told,) = found()
     assert "T t" in told.what
-    assert "row-level security" in told.what
+    assert told.name == "row_security"
     write.run(told.remedy)
     assert found() == []
 
@@ -90,6 +92,7 @@ def test_a_message_that_may_not_be_written_is_found(
         "revoke execute on function pg_logical_emit_message(boolean, text, text) from public",
     )
     (told,) = found()
+    assert told.name == "emit_message"
     assert "pg_logical_emit_message(boolean,text,text)" in told.remedy
     write.run(told.remedy)
     assert found() == []

@@ -1,0 +1,40 @@
+"""The command line: one module for each subject, put together here."""
+
+import sys
+from typing import Final
+
+import typer
+
+from cdc.cli import quarantine
+from cdc.cli.demo import demo
+from cdc.cli.examine import check, status
+from cdc.cli.failure import report, report_fault
+from cdc.cli.mend import copy, resync, verify
+from cdc.cli.pipeline import drop, setup
+from cdc.cli.run import run
+from cdc.errors import CdcError
+
+__all__ = ["app", "main", "report"]
+
+app: Final = typer.Typer(
+    name="cdc",
+    help="Stream committed changes of a Postgres write database through projectors into a read "
+    "database, each transaction exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _command in (run, setup, check, status, copy, verify, resync, drop, demo):
+    app.command()(_command)
+app.add_typer(quarantine.app, name="quarantine")
+
+
+def main() -> None:
+    """Run the command line; every error is one message on stderr and an exit code."""
+    try:
+        app(prog_name="cdc")
+    except CdcError as error:
+        report(error)
+        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001  a fault of ours, told as far as it may be
+        report_fault(error)
+        sys.exit(1)
