@@ -36,11 +36,12 @@ def read() -> Iterator[Server]:
 
 def until(fact: Callable[[], object], *, what: str, seconds: float = SECONDS) -> object:
     """Wait for a fact; fail naming it where it does not come true."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.01
     while time.monotonic() < deadline:
         if found := fact():
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.05)  # most facts take a connection of their own to look at
     pytest.fail(f"not within {seconds} s: {what}")
 
 

@@ -80,7 +80,7 @@ def test_an_unreachable_database_is_retried_and_said_once(ready, side):
         url = ready.url(process)
         until(lambda: retries(url) > 2, what="it tries again and again")
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(15) == 0
     told = ready.log(process)
     assert told.count("retrying") == 1
     assert "hush" not in told

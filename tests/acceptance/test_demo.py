@@ -68,7 +68,7 @@ class Demo:
             self.family()
             return fact() or self.process.poll() is not None
 
-        until(fact_or_end)
+        until(fact_or_end, seconds=90)
         found = fact()
         assert found, self.output
         return found
@@ -174,7 +174,7 @@ def test_somebody_elses_projectors_in_the_working_directory_are_not_taken_for_th
 ):
     (folder / "projectors").mkdir()
     (folder / "projectors" / "__init__.py").write_text("raise RuntimeError('not mine')")
-    demo = start("--seconds", "1", command=[str(Path(sys.executable).with_name("cdc"))])
+    demo = start("--seconds", "5", command=[str(Path(sys.executable).with_name("cdc"))])
     assert demo.ends() == 0, demo.output
 
 

@@ -96,7 +96,7 @@ def test_a_signal_drains_and_exits_zero(one_pipeline, number):
     one_pipeline.source("insert into t select generate_series(1, 1000)")
     one_pipeline.caught_up()
     process.send_signal(number)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     (confirmed,) = one_pipeline.source(
         "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots "
         f"where slot_name = '{one_pipeline.name}'"
@@ -122,7 +122,7 @@ def test_a_second_signal_exits_at_once(one_pipeline):
         process.terminate()
         until(lambda: "stopping" in one_pipeline.log(process), what="it drains")
         process.terminate()
-        assert process.wait(5) == 130
+        assert process.wait(30) == 130
     assert one_pipeline.cdc("run", "--until", "now").returncode == 0
     assert one_pipeline.same("t")
 
@@ -140,7 +140,7 @@ def test_a_signal_while_the_slot_waits_for_a_transaction_stops_at_once(one_pipel
             what="slot creation waits",
         )
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(15) == 0
     one_pipeline.source("insert into t values (2)")
     assert one_pipeline.cdc("run", "--until", "now").returncode == 0
     one_pipeline.source("insert into t values (3)")
