@@ -54,6 +54,7 @@ def test_killed_at_every_step_nothing_is_lost_and_nothing_doubled(
     assert outcome.clean, outcome
     assert outcome.kills.total() >= KILLS[read]
     assert outcome.transactions > KILLS[read]
+    assert outcome.states > KILLS[read] / 2
     points = {*AT_BEGIN, *ON_THE_WAY, *IN_COPIES, AT_RANDOM}
     if read != "sqlite":
         points.add(COMMIT_SENT)

@@ -15,6 +15,7 @@ from cdc.sink import copies
 from cdc.sink.engine import create_engine
 from tests.chaos.failpoints import AT_BEGIN, COMMIT_SENT, IN_COPIES, ON_THE_WAY
 from tests.chaos.lives import Life
+from tests.chaos.prefix import state, wrong
 from tests.chaos.workload import COPIED, MIRRORS, MODULE, ORACLE, Workload
 
 AT_RANDOM = "at random"
@@ -29,6 +30,7 @@ class Outcome:
     kills: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
     lives: int = 0
+    states: int = 0  # of the read database, looked at between two lives
     transactions: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     doubled: Counter[str] = field(default_factory=Counter)
@@ -48,6 +50,7 @@ class Outcome:
         ):
             mine.update(theirs)
         self.lives += other.lives
+        self.states += other.states
         self.transactions += other.transactions
         self.failures += other.failures
 
@@ -59,6 +62,7 @@ class Outcome:
             f"{self.kills.total()} kills in {self.lives} lives: {named} at {points} failpoints, "
             f"{at_random} at random",
             f"{self.transactions} transactions written",
+            f"{self.states} times the read database was looked at between two lives",
             f"{self.lost.total()} rows lost, {self.doubled.total()} doubled or wrong",
         ]
         lines += [f"  lost from {name}: {count}" for name, count in self.lost.items()]
@@ -101,6 +105,9 @@ class Campaign:
         deadline = time.monotonic() + seconds
         for point in AT_BEGIN:
             self._life(point, hit=1, writes=False)
+        for _ in IN_COPIES:
+            self._next_life()
+        self._live_to_the_end("the life that finishes the first copies")
         while self.outcome.kills.total() < kills or time.monotonic() < deadline:
             self._next_life()
             if self.outcome.failures:
@@ -136,6 +143,7 @@ class Campaign:
             if now >= min(ends, began + _PATIENCE_SECONDS):
                 break
         self._account_for(life, point, by_itself=life.ended(0))
+        self._look_between()
 
     def _account_for(self, life: Life, point: str, *, by_itself: bool) -> None:
         life.kill()
@@ -146,6 +154,18 @@ class Campaign:
             self.outcome.kills[point] += 1
         else:
             self.outcome.missed[point] += 1
+
+    def _look_between(self) -> None:
+        """Hold what a killed life left to what the source was once."""
+        engine = create_engine(self._url)
+        with engine.connect() as connection:
+            found = state(connection, self._slot)
+        engine.dispose()
+        if found is None:
+            return
+        self.outcome.states += 1
+        if (fault := wrong(found, self.workload.commits)) is not None:
+            self.outcome.failures.append(f"killed at {found.checkpoint}: {fault}")
 
     def _ask_for_copies(self) -> None:
         """Have one table copied once more, while it is written.
@@ -161,12 +181,16 @@ class Campaign:
 
     def _finish(self) -> None:
         self.workload.settle()
+        self._live_to_the_end("the last life")
+
+    def _live_to_the_end(self, what: str) -> None:
+        """Let a life end by itself, once the rows from before and those of until now are there."""
         life = self._start("--until", "now")
         if not life.ended(10 * _PATIENCE_SECONDS):
-            self.outcome.failures.append("the last life did not come to its end")
+            self.outcome.failures.append(f"{what} did not come to its end")
             life.kill()
         elif (code := life.close()) != 0:
-            self.outcome.failures.append(f"the last life ended with {code}: see {self._log}")
+            self.outcome.failures.append(f"{what} ended with {code}: see {self._log}")
 
     def _compare(self) -> None:
         engine = create_engine(self._url)

@@ -430,6 +430,30 @@ def test_what_still_fails_stays(sink: Sink) -> None:
     assert sink.parents() == [(1, "d"), (2, "once"), (3, "c")]
 
 
+@pytest.mark.parametrize("step", ["before it connects", "before it resumes", "once it resumed"])
+def test_what_is_asked_for_while_a_daemon_starts_is_done(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It is looked up again and again, and not taken from what was found at the start."""
+    sink.each(inserted(1, "raise"), inserted(2, "b"))
+    sink.raising.on.clear()
+    resume = Writer.resume
+
+    def resumed(writer: Writer, *position: Any) -> None:
+        if step == "before it resumes":
+            sink.ask("replay")
+        resume(writer, *position)
+
+    monkeypatch.setattr(Writer, "resume", resumed)
+    if step == "before it connects":
+        sink.ask("replay")
+    sink.again()
+    if step == "once it resumed":
+        sink.ask("replay")
+    sink.attend()
+    assert (sink.parents(), sink.held()) == ([(1, "raise"), (2, "b")], [])
+
+
 def test_what_is_dropped_is_gone_and_later_changes_flow(sink: Sink) -> None:
     sink.each(inserted(1, "raise"), inserted(2, "raise"), updated(1, "a"))
     first = next(one.chain for one in sink.stored() if one.keys == (("1",),))
