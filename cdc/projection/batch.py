@@ -15,9 +15,9 @@ from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.operation import Append, Delete, Key, Move, Operation, Truncate, Update, Upsert
 from cdc.projection.check import Check, Walk
-from cdc.projection.laps import Laps, turns
+from cdc.projection.laps import EACH, LARGE, Laps
 from cdc.projection.lines import BulkPlan, Lines, Replaced, net_rows
-from cdc.projection.project import project
+from cdc.projection.project import project, timed
 from cdc.projection.projector import Projector
 from cdc.projection.quarantine import NOTHING, Held, SetAside, keys_of, set_aside
 from cdc.projection.quarantine import Key as QuarantinedKey
@@ -334,13 +334,17 @@ class Batch:
         add = self.effect.add
         done = []
         keeps_aside = self._keeps_aside if self.held else None
+        laps, number = self.laps, len(self.added)
+        if laps is None or (  # as little as can be: it is done for every transaction
+            number >= EACH and number % EACH != EACH // 2 and len(transaction.changes) < LARGE
+        ):
+            pairs = project(transaction, registry, keeps_aside)
+        else:
+            pairs = timed(transaction, registry, keeps_aside, laps=laps, number=number)
         try:
-            for changes, laps in turns(transaction.changes, self.laps):
-                for projector, operation in project(
-                    transaction, registry, keeps_aside, changes=changes, laps=laps
-                ):
-                    add(operation)
-                    done.append((projector.name, operation.__class__))
+            for projector, operation in pairs:
+                add(operation)
+                done.append((projector.name, operation.__class__))
         except ProjectionError:
             if not self.held.isolates:
                 raise

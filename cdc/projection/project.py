@@ -7,7 +7,7 @@ from cdc.assemble import Transaction
 from cdc.change import Change, Relation, Truncated, Updated
 from cdc.errors import CatalogOutdated, ProjectionError, UnknownColumn
 from cdc.operation import Operation
-from cdc.projection.laps import Laps
+from cdc.projection.laps import LARGE, Laps
 from cdc.projection.mirror import Mirror
 from cdc.projection.projector import Projector
 from cdc.projection.registry import Registry
@@ -55,6 +55,26 @@ def project(
                 raise _raised(error, projector, transaction, change=change) from None
     if laps is not None and running is not None:
         laps.seconds[running.name] += (laps.clock() - since) * laps.weight
+
+
+def timed(
+    transaction: Transaction,
+    registry: Registry,
+    keeps_aside: KeepsAside | None,
+    *,
+    laps: Laps,
+    number: int,
+) -> Iterator[tuple[Projector, Operation]]:
+    """Project, and time it: by its number in the batch, or of a large transaction part by part."""
+    changes = transaction.changes
+    if len(changes) < LARGE:
+        laps.turn(number)
+        yield from project(transaction, registry, keeps_aside, laps=laps)
+        return
+    for turn, first in enumerate(range(0, len(changes), LARGE)):
+        part = changes[first : first + LARGE]
+        timing = laps if laps.turn(turn) else None
+        yield from project(transaction, registry, keeps_aside, changes=part, laps=timing)
 
 
 def project_one(projector: Projector, change: Change, transaction: Transaction) -> list[Operation]:

@@ -107,6 +107,8 @@ def test_poison_is_set_aside_shown_and_replayed(ready):
 
 def it_is_told(pipeline: Pipeline, url: str) -> None:
     assert value(url, "cdc_quarantined_keys", projector="mirror:public.t") == 2
+    assert value(url, "cdc_errors_total", stage="write", reason="WriteRefused") == 2
+    assert value(url, "cdc_errors_total", stage="project", reason="ProjectionError") == 1
     _, told = get(f"{url}/status")
     assert json.loads(told)["quarantined_keys"] == {"mirror:public.t": 2, "seen": 1}
     said = here(pipeline, "status").stdout

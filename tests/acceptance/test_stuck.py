@@ -141,6 +141,9 @@ def test_a_session_whose_stream_is_lost_does_not_wait_for_a_lock_in_the_read_dat
         until(lambda: sender(pipeline) not in ([before], [(None,)]), what="it streams again")
     pipeline.caught_up()
     assert pipeline.same("t")
+    url = pipeline.url(process)
+    assert metric(url, 'cdc_reconnects_total{target="source"}') == 1
+    assert metric(url, 'cdc_errors_total{reason="SourceUnavailable",stage="receive"}') == 1
     process.terminate()
     assert process.wait(30) == 0
     assert "Traceback" not in pipeline.log(process)
