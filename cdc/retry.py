@@ -58,10 +58,11 @@ class Retry:
         target = "read" if isinstance(error, ReadError) else "source"
         self._metrics.retries.labels(target, _reason(error)).inc()
         standing_by = isinstance(error, _STANDING_BY)
+        hint = error.hint if isinstance(error, CdcError) else None
         if not standing_by:
-            hint = error.hint if isinstance(error, CdcError) else None
             self._metrics.history.failed(str(error), hint, now=time.time())
-        self.enter(State.STANDBY if standing_by else State.RETRYING, because=str(error))
+        state = State.STANDBY if standing_by else State.RETRYING
+        self.enter(state, because=str(error), **({"hint": hint} if hint else {}))
 
     def enter(self, state: State, *, because: str | None = None, **fields: str) -> None:
         """Change the state; say so once."""
