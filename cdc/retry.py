@@ -71,10 +71,11 @@ class Retry:
         target = "read" if isinstance(error, ReadError) else "source"
         standing_by = isinstance(error, STANDING_BY)
         self._metrics.failures.retried(target, _reason(error), lost=not standing_by)
+        hint = error.hint if isinstance(error, CdcError) else None
         if not standing_by:
-            hint = error.hint if isinstance(error, CdcError) else None
             self._metrics.history.failed(str(error), hint, now=time.time())
-        self.enter(State.STANDBY if standing_by else State.RETRYING, because=str(error))
+        state = State.STANDBY if standing_by else State.RETRYING
+        self.enter(state, because=str(error), **({"hint": hint} if hint else {}))
 
     def enter(self, state: State, *, because: str | None = None, **fields: str) -> None:
         """Change the state; say so once."""

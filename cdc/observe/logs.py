@@ -48,4 +48,5 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        return json.dumps(line | _fields(record), default=str)
+        # A field may not pass for one of these.
+        return json.dumps(line | _fields(record) | line, default=str)

@@ -38,6 +38,7 @@ class Budget:
         self.safe_wal_bytes, self.retained_wal_bytes = found.safe_wal_size, found.retained
         if found.wal_status == "unreserved" != before:
             because = threat(found.wal_status)
-            log.warning("slot in danger", extra={"slot": self._slot, "because": because})
+            fields = {"slot": self._slot, "because": because, "hint": REMEDY}
+            log.warning("slot in danger", extra=fields)
         elif before == "unreserved" and found.wal_status in {"reserved", "extended"}:
             log.info("slot out of danger", extra={"slot": self._slot})

@@ -479,6 +479,7 @@ class Writer:
                     "table": str(news.unit.source),
                     "key_columns": ", ".join(news.columns),
                     "error": news.error,
+                    "hint": "`cdc quarantine list`; mend it, then `cdc quarantine replay`",
                 },
             )
         self._quarantine.news.clear()

@@ -113,7 +113,7 @@ def test_wal_level_replica(ready):
         refuses(ready, 3, "wal_level", "cdc check", CDC_SOURCE__DSN=server.dsn())
         done = ready.cdc("check", CDC_SOURCE__DSN=server.dsn())
         assert done.returncode == 1
-        assert "alter system set wal_level = logical" in done.stdout
+        assert "alter system set wal_level = 'logical';" in done.stdout
 
 
 def test_a_plugin_that_is_not_installed(ready):

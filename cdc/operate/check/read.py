@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -9,6 +10,8 @@ import sqlalchemy as sa
 from cdc.finding import Finding
 from cdc.operate import schema_change, setup
 from cdc.operate.check.examination import Examination, of_error
+from cdc.projection.mirror import Mirror
+from cdc.schema import SourceTable
 from cdc.settings import Settings
 from cdc.sink import privileges, server_settings, source_columns, tables
 from cdc.sink.dialects import sink_of
@@ -50,9 +53,10 @@ def examine(
     present = [table for table in wanted if table not in absent]
     lacks = attempt(lambda: privileges.lacks(read, absent, present)) or []
     found.add(lacks)
-    if plan is not None:
-        followed = attempt(lambda: _followed(settings, read, plan))
-        present = [table for table in present if table not in (followed or ())]
+    for mirror, source in plan.mirrored if plan else ():
+        fits = attempt(partial(_fits, settings, read, (mirror, source)))
+        if not fits:  # told already, or the daemon adds the columns
+            present = [table for table in present if table is not mirror.table]
     if privileges.may_stage(lacks):
         attempt(lambda: found.add(_misfits(read, present)))
 
@@ -70,11 +74,11 @@ def _lock(settings: Settings, read: sa.Connection) -> list[Finding]:
     return [replace(finding, where="read", sql=(held.ended_by,)) if is_sql else finding]
 
 
-def _followed(settings: Settings, read: sa.Connection, plan: setup.Plan) -> set[sa.Table]:
-    """Give the read tables that the daemon adds columns to; raise SchemaChanged."""
+def _fits(settings: Settings, read: sa.Connection, mirrored: tuple[Mirror, SourceTable]) -> bool:
+    """Tell whether a read table is as its source is by now; raise SchemaChanged."""
     known = source_columns.load(read, settings.source.slot)
     follow = settings.projection.follow_schema
-    return {table for table, _ in schema_change.fit(read, plan.mirrored, known, follow=follow)}
+    return not schema_change.fit(read, [mirrored], known, follow=follow)
 
 
 def _misfits(read: sa.Connection, present: Sequence[sa.Table]) -> list[Finding]:

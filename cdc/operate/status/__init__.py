@@ -137,7 +137,8 @@ def _told(
     state = State(answer["state"]) if answer.get("state") in set(State) else None
     # A daemon that stands by knows nothing of how far the other one is.
     streams = state not in {None, State.STANDBY}
-    lag_bytes = max(0, source.sample.wal - lsn) if source and lsn is not None else None
+    wal = Lsn(source.sample.wal) if source else None  # a numeric, as the server subtracts
+    lag_bytes = max(0, wal - lsn) if wal is not None and lsn is not None else None
     lag_bytes = answer.get("lag_bytes") if lag_bytes is None and streams else lag_bytes
     lag_seconds = answer.get("lag_seconds") if streams else None
     quarantined = stored.held.counts() if stored else answer.get("quarantined_keys", {})
@@ -168,7 +169,7 @@ def _told(
         safe_wal_bytes=found.safe_wal_size if found else answer.get("safe_wal_bytes"),
         retained_wal_bytes=source.sample.retained if source else answer.get("retained_wal_bytes"),
         checkpoint_lsn=str(lsn) if lsn is not None else answer.get("checkpoint_lsn"),
-        wal_lsn=str(Lsn(source.sample.wal)) if source else answer.get("wal_lsn"),
+        wal_lsn=str(wal) if wal is not None else answer.get("wal_lsn"),
         lag_bytes=lag_bytes,
         lag_seconds=lag_seconds,
         last_commit_time=_iso(point.commit_time) if point else None,
