@@ -42,6 +42,7 @@ _SAMPLE_SECONDS: Final = 1.0
 _TARGET_SECONDS: Final = 0.1
 _WATCH_SECONDS: Final = 0.5
 _CONNECTING_SECONDS: Final = 1.0
+_HEEDING_SECONDS: Final = 0.5
 _SWITCH_SECONDS: Final = 0.0001
 _COLLECT_AFTER: Final = (50_000, 20, 20)
 _EXIT_AT_ONCE: Final = 130
@@ -110,7 +111,9 @@ class Daemon:
 
     def _wait_for_the_end(self) -> None:
         """Wait for the last session to drain; for one that is still connecting, hardly at all."""
-        self._stop.wait()
+        # Python heeds a signal between two instructions: one that comes as a wait begins does not end it.
+        while not self._stop.wait(_HEEDING_SECONDS):
+            pass
         while not self._served.wait(_CONNECTING_SECONDS):
             if self._session.stream is None:
                 break

@@ -1,8 +1,10 @@
 """Whatever is killed when, each transaction takes effect once."""
 
+import ctypes
 import json
 import re
 import signal
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -102,6 +104,19 @@ def test_a_signal_drains_and_exits_zero(one_pipeline, number):
         f"where slot_name = '{one_pipeline.name}'"
     )[0]
     assert confirmed == one_pipeline.checkpoint()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names a thread, which is Linux's tgkill")
+def test_a_signal_that_interrupts_no_wait_of_the_main_thread_is_heeded(one_pipeline):
+    """As one that comes just before the main thread begins to wait: here another thread gets it."""
+    one_pipeline.source("create table t (id int primary key)")
+    one_pipeline.mirror("public.t")
+    process = one_pipeline.start()
+    one_pipeline.caught_up()
+    threads = {int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()}
+    other = (threads - {process.pid}).pop()
+    assert ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGTERM) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_second_signal_exits_at_once(one_pipeline):
