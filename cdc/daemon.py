@@ -111,7 +111,8 @@ class Daemon:
 
     def _wait_for_the_end(self) -> None:
         """Wait for the last session to drain; for one that is still connecting, hardly at all."""
-        # Python heeds a signal between two instructions: one that comes as a wait begins does not end it.
+        # Python heeds a signal between two instructions: one that comes as a wait begins does not
+        # end that wait.
         while not self._stop.wait(_HEEDING_SECONDS):
             pass
         while not self._served.wait(_CONNECTING_SECONDS):
