@@ -163,7 +163,7 @@ def test_it_asks_first_and_does_nothing_while_a_daemon_streams(behind):
         timeout=SECONDS,
     )
     assert answered.returncode == 1
-    assert "Go on?" in answered.stdout
+    assert "Go on?" in answered.stderr
     process = start(behind)
     behind.caught_up()
     refused = behind.cdc("resync", "--yes")
