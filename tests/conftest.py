@@ -412,8 +412,8 @@ class RunningDaemon:
         self.wait_until(lambda: (self.checkpoint() or 0) >= lsn and self.copied())
 
     def ends(self) -> int:
-        """Wait for its end, two of its longest pauses between attempts; give the exit code."""
-        return self.process.wait(2 * PATIENCE)
+        """Wait for its end; give the exit code."""
+        return self.process.wait(PATIENCE)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; give the exit code."""

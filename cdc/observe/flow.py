@@ -140,10 +140,13 @@ class Flow(Collector):
         with self._lock:
             self._unapplied.clear()
 
-    def oldest_unapplied(self) -> float | None:
-        """Give when the first transaction that is not applied was committed, in Unix time."""
+    def oldest_unapplied(self, reached: Lsn) -> float | None:
+        """Give when the first transaction that is not applied was committed, in Unix time.
+
+        What lies before `reached` was applied by another daemon, if not by this one.
+        """
         with self._lock:
-            return self._unapplied[0][1] if self._unapplied else None
+            return next((at for lsn, at in self._unapplied if lsn >= reached), None)
 
     def received(self, items: Sequence[Transaction | Bulk]) -> None:
         """Count transactions, or pieces of them, and rows set apart."""

@@ -159,7 +159,7 @@ class Metrics:
 
     def lag_seconds(self) -> float:
         """Seconds the read database is behind."""
-        self.lag.pending(self.flow.oldest_unapplied())
+        self.lag.pending(self.flow.oldest_unapplied(self.lag.checkpoint))
         return self.lag.seconds(now=time.time())
 
     # The flow.

@@ -7,8 +7,10 @@ import math
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from itertools import product
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc import errors
+from cdc.assemble import Transaction
 from cdc.errors import PortTaken
 from cdc.lsn import Lsn
 from cdc.observe import failures, logs
@@ -91,6 +94,20 @@ def test_who_stands_by_goes_by_what_the_slot_says() -> None:
     for now in range(1000, 1060):  # whoever reads it does nothing
         lag.sampled(Lsn(2 * 10**9), now=now, confirmed=Lsn(10**9 + 999))
     assert (lag.bytes(), lag.seconds(now=1060)) == (10**9 - 999, 60)
+
+
+def test_what_another_daemon_has_applied_is_no_lag_of_who_received_it_too() -> None:
+    metrics = Metrics()
+    ages = ((10, 60), (20, 30))
+    metrics.flow.received([committed(Lsn(lsn), seconds_ago=ago) for lsn, ago in ages])
+    for confirmed, behind in ((5, 60), (11, 30), (21, 0)):
+        metrics.lag.sampled(Lsn(21), now=time.time(), confirmed=Lsn(confirmed))
+        assert behind <= metrics.lag_seconds() < behind + 20
+
+
+def committed(lsn: Lsn, *, seconds_ago: float) -> Transaction:
+    at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    return Transaction(7, lsn, Lsn(lsn + 1), at, [], 0)
 
 
 class Streamed(NamedTuple):
