@@ -27,9 +27,8 @@ def project(
     """Give what the transaction's changes mean for the read tables, in order.
 
     Of its changes only `changes`, where they are given. What `keeps_aside` takes is not projected.
-    `laps` takes the time that each projector has, with
-    what is done meanwhile with its operations. Raise ProjectionError naming projector, table, LSN
-    and key where a projector fails.
+    `laps` takes the time that each projector has, with what is done meanwhile with its operations.
+    Raise ProjectionError naming projector, table, LSN and key where a projector fails.
     """
     relation: Relation | None = None
     projectors: tuple[Projector, ...] = ()

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.errors import (
@@ -70,6 +71,12 @@ def _conninfo(dsn: str, session: Mapping[str, str], **parameters: str) -> str:
     merged = {**defaults, **given, "client_encoding": "UTF8", **parameters}
     merged["options"] = f"{given.get('options', '')} {options}".strip()
     return make_conninfo("", **merged)
+
+
+def spelled(connection: Connection, statement: LiteralString, *names: tuple[str, ...]) -> str:
+    """Write a statement with names in its places, quoted; one of a table has two parts."""
+    quoted = (sql.Identifier(*name) for name in names)
+    return sql.SQL(statement).format(*quoted).as_string(connection)
 
 
 @contextmanager

@@ -2,15 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from psycopg import sql
 from psycopg.rows import class_row
 
 from cdc.finding import Finding
 from cdc.names import TableName
 from cdc.schema import SourceTable
-from cdc.source.connection import Connection, translated
+from cdc.source.connection import Connection, spelled, translated
 
 # What updates and deletes of a partition tell of the old row, its own identity decides.
 _LEAVES: Final = """
@@ -96,7 +95,7 @@ def _of_table(connection: Connection, table: SourceTable, indexes: list[_Index])
     else:
         taken = {column.name for column in table.columns}
         column = next(c for c in ("id", "row_id", f"{name.table}_row_id") if c not in taken)
-        mend = _written(
+        mend = spelled(
             connection,
             "alter table {} add column {} bigint generated always as identity primary key",
             name,
@@ -109,7 +108,7 @@ def _of_table(connection: Connection, table: SourceTable, indexes: list[_Index])
 def _of_leaf(connection: Connection, leaf: _Leaf, indexes: list[_Index], key: set[str]) -> Finding:
     name = TableName(leaf.schema, leaf.table)
     usable = [index for index in indexes if key <= set(index.columns)]
-    full = _written(connection, "alter table {} replica identity full", name)
+    full = spelled(connection, "alter table {} replica identity full", name)
     return Finding.by_sql(
         "partition_identity",
         f"partition {name} has a replica identity without the key ({', '.join(sorted(key))})",
@@ -121,10 +120,6 @@ def _of_leaf(connection: Connection, leaf: _Leaf, indexes: list[_Index], key: se
 
 def _identity(connection: Connection, name: TableName, index: _Index) -> str:
     if index.is_primary:
-        return _written(connection, "alter table {} replica identity default", name)
-    spelled = "alter table {} replica identity using index {}"
-    return _written(connection, spelled, name, (index.name,))
-
-
-def _written(connection: Connection, statement: str, *names: tuple[Any, ...]) -> str:
-    return sql.SQL(statement).format(*(sql.Identifier(*n) for n in names)).as_string(connection)
+        return spelled(connection, "alter table {} replica identity default", name)
+    by_index = "alter table {} replica identity using index {}"
+    return spelled(connection, by_index, name, (index.name,))

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
-from psycopg import sql
 from psycopg.rows import class_row
 
 from cdc.finding import Finding
 from cdc.schema import SourceTable
-from cdc.source.connection import Connection, translated
+from cdc.source.connection import Connection, spelled, translated
 
 # Of a partitioned table, rights and policies of the partitions do not matter: rows are read by way
 # of the table itself.
@@ -62,7 +61,7 @@ def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Itera
             "schema_usage",
             f"{has.role} may not use schema {has.schema}, where {table.name} is",
             copied,
-            _written(connection, "grant usage on schema {} to {}", (has.schema,), (has.role,)),
+            spelled(connection, "grant usage on schema {} to {}", (has.schema,), (has.role,)),
             where="write",
         )
     if not has.may_read:
@@ -70,7 +69,7 @@ def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Itera
             "table_select",
             f"{has.role} may not read {table.name}",
             copied,
-            _written(connection, "grant select on table {} to {}", table.name, (has.role,)),
+            spelled(connection, "grant select on table {} to {}", table.name, (has.role,)),
             where="write",
         )
     if has.hidden:
@@ -78,7 +77,7 @@ def _of_table(connection: Connection, table: SourceTable, has: _Rights) -> Itera
             "row_security",
             f"row-level security hides rows of {table.name} from {has.role}",
             "only a part of the rows that exist could be copied",
-            _written(connection, "alter role {} bypassrls", (has.role,)),
+            spelled(connection, "alter role {} bypassrls", (has.role,)),
             where="write",
         )
 
@@ -90,11 +89,7 @@ def _message(
         "emit_message",
         f"{role} may not call {function}",
         why,
-        _written(connection, f"grant execute on function {function} to {{}}", (role,)),
+        spelled(connection, f"grant execute on function {function} to {{}}", (role,)),
         where="write",
         blocks=blocks,
     )
-
-
-def _written(connection: Connection, statement: str, *names: tuple[str, ...]) -> str:
-    return sql.SQL(statement).format(*(sql.Identifier(*n) for n in names)).as_string(connection)

@@ -69,8 +69,12 @@ def wanted(
 class Difference(NamedTuple):
     """SQL that a publication wants. `adds` tells that it takes nothing away from anybody."""
 
-    statement: sql.Composed
+    statements: tuple[sql.Composed, ...]
     adds: bool
+
+    def spelled(self, connection: Connection) -> list[str]:
+        """Write the statements as SQL."""
+        return [statement.as_string(connection) for statement in self.statements]
 
 
 def differences(connection: Connection, publications: Wanted) -> list[Difference]:
@@ -95,23 +99,24 @@ def _differences(
         found = connection.execute(_OPTIONS, [name]).fetchone()
         if found is None:
             create = sql.SQL("create publication {} for table {} with ({})")
-            return [Difference(create.format(quoted, _listed(tables), options), adds=True)]
+            return [Difference((create.format(quoted, _listed(tables), options),), adds=True)]
         oid, via_root, published = found
         rows = connection.execute(_TABLES, [oid]).fetchall()
         wants_root = not via_root and _any_partitioned(connection, tables)
     whole = {TableName(schema, table) for schema, table, narrowed in rows if not narrowed}
     narrowed = {TableName(schema, table) for schema, table, narrowed in rows if narrowed}
-    statements = []
+    lacking = []
     if missing := [table for table in tables if table not in whole | narrowed]:
         add = sql.SQL("alter publication {} add table {}")
-        statements.append(Difference(add.format(quoted, _listed(missing)), adds=True))
+        lacking.append(Difference((add.format(quoted, _listed(missing)),), adds=True))
     if cut := [table for table in tables if table in narrowed]:
-        widen = sql.SQL("alter publication {0} drop table {1}; alter publication {0} add table {1}")
-        statements.append(Difference(widen.format(quoted, _listed(cut)), adds=False))
+        forms = ("alter publication {} drop table {}", "alter publication {} add table {}")
+        widen = tuple(sql.SQL(form).format(quoted, _listed(cut)) for form in forms)
+        lacking.append(Difference(widen, adds=False))
     if wants_root or not set(publish.split(", ")) <= set(published.split(", ")):
         set_options = sql.SQL("alter publication {} set ({})")
-        statements.append(Difference(set_options.format(quoted, options), adds=False))
-    return statements
+        lacking.append(Difference((set_options.format(quoted, options),), adds=False))
+    return lacking
 
 
 def _any_partitioned(connection: Connection, tables: list[TableName]) -> bool:
@@ -143,22 +148,23 @@ def publish(connection: Connection, publications: Wanted) -> None:
     somebody's own, and not changed.
     """
     for difference in differences(connection, publications):
-        statement = difference.statement.as_string(connection)
+        written = "; ".join(difference.spelled(connection))
         if not difference.adds:
             raise SourceNotReady(
                 "a publication leaves out changes, rows or columns that are wanted",
-                hint=f"choose another source.publication; or, as its owner: {statement}",
+                hint=f"choose another source.publication; or, as its owner: {written}",
             )
         try:
             with translated():
-                connection.execute(difference.statement)
+                for statement in difference.statements:
+                    connection.execute(statement)
             log.warning(
-                "changed a publication: earlier changes are not in it", extra={"sql": statement}
+                "changed a publication: earlier changes are not in it", extra={"sql": written}
             )
         except SourceNotReady as error:
             raise SourceNotReady(
                 f"the publication cannot be made: {error}",
-                hint=f"as the tables' owner, run: {statement}",
+                hint=f"as the tables' owner, run: {written}",
             ) from None
 
 

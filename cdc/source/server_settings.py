@@ -7,7 +7,7 @@ from typing import Final, Literal
 from psycopg import sql
 
 from cdc.finding import Finding
-from cdc.source.connection import SESSION, Connection, translated
+from cdc.source.connection import SESSION, Connection, spelled, translated
 
 OLDEST: Final = 14  # pgoutput sends messages since 14
 _GIGABYTE: Final = 1024  # in megabytes, which the server counts WAL in
@@ -142,7 +142,7 @@ def _sender_timeout(connection: Connection, milliseconds: int) -> Iterator[Findi
         "wal_sender_timeout",
         f"wal_sender_timeout is {milliseconds / 1000:g} s",
         why,
-        _written(connection, "alter role {} set wal_sender_timeout = '60s'", role(connection)[0]),
+        spelled(connection, "alter role {} set wal_sender_timeout = '60s'", (role(connection)[0],)),
         where="write",
         blocks=False,
     )
@@ -190,7 +190,7 @@ def may_not_replicate(connection: Connection) -> Iterator[Finding]:
             "replication_attribute",
             f"{name} may not replicate",
             "a walsender serves only roles that may",
-            _written(connection, "alter role {} replication", name),
+            spelled(connection, "alter role {} replication", (name,)),
             where="write",
         )
 
@@ -236,7 +236,3 @@ def _used(connection: Connection) -> tuple[int, int]:
         row = connection.execute(_USED).fetchone()
     assert row is not None  # noqa: S101  a select without from gives one row
     return row[0], row[1]
-
-
-def _written(connection: Connection, statement: str, name: str) -> str:
-    return sql.SQL(statement).format(sql.Identifier(name)).as_string(connection)

@@ -246,6 +246,18 @@ def test_a_publication_that_the_role_cannot_make_is_made_by_the_sql_that_is_told
     assert "publication_narrow" not in look(reader)
 
 
+def test_a_publication_is_widened_statement_by_statement_whatever_a_table_is_called(
+    write: Database, configuration: Configure
+) -> None:
+    write.run('create table "t; u" (id int primary key, v text)')
+    mirrored = configuration(mirrors=[{"source": 'public."t; u"'}])
+    write.run(f'create publication {mirrored.slot} for table "t; u" (id)')
+    (narrow,) = [f for f in check(mirrored.settings()) if f.name == "publication_narrow"]
+    assert len(narrow.sql) == 2
+    write.run(*narrow.sql)
+    assert "publication_narrow" not in look(mirrored)
+
+
 def test_a_slot_without_a_checkpoint_is_dropped_by_the_sql_that_is_told(
     write: Database, configuration: Configure
 ) -> None:

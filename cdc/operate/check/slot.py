@@ -91,12 +91,12 @@ def _try(
                 slot.try_plugin(walsender, plugin, milliseconds=_ATTEMPT_MILLISECONDS)
         except SourceError as error:
             # Where the slot is there, a second one need not be to be had.
-            if state is None or _FULL not in str(error):
+            if state is None or not str(error).endswith(_FULL):
                 found.add([_of_plugin(error, source, plugin)])
 
 
 def _of_plugin(error: CdcError, source: Connection, plugin: str) -> Finding:
-    if _FORBIDDEN in str(error):
+    if str(error).endswith(_FORBIDDEN):
         return server_settings.not_allowed(source, plugin)
     remedy = error.hint or "see the message"
     return Finding("plugin", str(error), "the slot decodes with it", remedy, where="write")

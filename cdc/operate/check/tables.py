@@ -156,7 +156,7 @@ def _publications(settings: Settings, source: Connection, plan: setup.Plan) -> I
         return
     wanted = plan.publications(settings.source.publication)
     for difference in publication.differences(source, wanted):
-        statements = difference.statement.as_string(source).split("; ")
+        statements = difference.spelled(source)
         if not difference.adds:
             yield Finding.by_sql(
                 "publication_narrow",

@@ -137,7 +137,7 @@ def _told(
     state = State(answer["state"]) if answer.get("state") in set(State) else None
     # A daemon that stands by knows nothing of how far the other one is.
     streams = state not in {None, State.STANDBY}
-    wal = Lsn(source.sample.wal) if source else None  # a numeric, as the server subtracts
+    wal = Lsn(source.sample.wal) if source else None
     lag_bytes = max(0, wal - lsn) if wal is not None and lsn is not None else None
     lag_bytes = answer.get("lag_bytes") if lag_bytes is None and streams else lag_bytes
     lag_seconds = answer.get("lag_seconds") if streams else None
