@@ -38,8 +38,6 @@ _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0
 _MAKES_WAY_BYTES: Final = 1024**2
-_SOME_FRAMES: Final = range(64, 1500)
-_GATHER_SECONDS: Final = 0.002
 _LEAST_WAIT_SECONDS: Final = 0.05
 _UNMOVED_SECONDS: Final = 5.0
 
@@ -190,8 +188,7 @@ class Pipeline:
         self._offer_arrived()
         self._offer_idle_position()
         self.stream.feedback()
-        if len(frames) in _SOME_FRAMES:  # more is on its way: fewer and larger reads are cheaper
-            time.sleep(_GATHER_SECONDS)
+        self.stream.gather(len(frames))
 
     def _pass_on(self, item: Transaction | Bulk) -> None:
         """Collect what was read; a transaction without changes is no more than a position."""

@@ -22,6 +22,7 @@ from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
 from cdc.source.frame import IS_DATA, Frame, Keepalive, keepalive, position, status
+from cdc.source.gathering import Gathering
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Stream:
         self._ending = False
         self._plugin_warnings: list[str] = []
         self._told: set[str] = set()
+        self._gathering = Gathering(self._pgconn.socket)
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -190,6 +192,10 @@ class Stream:
         if readable:
             self._pgconn.consume_input()
         return bool(readable)
+
+    def gather(self, frames: int) -> None:
+        """Let more arrive before it is read, after so many frames."""
+        self._gathering.wait(frames)
 
     def _note(self, position: Lsn) -> None:
         self._heard_at = time.monotonic()
