@@ -252,7 +252,8 @@ class _Cut:
         """Tell whether all special bytes are those written here."""
         alone = len(self._columns) == 1 and b"\\." in cut  # such a line would end the data
         return not alone and all(
-            cut.count(byte) == self._written[byte] for byte in self._encoding.special
+            np.count_nonzero(self._bytes == byte) == self._written[byte]
+            for byte in self._encoding.special
         )
 
     def _encoded(self) -> list[bytes]:
