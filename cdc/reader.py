@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Final, Protocol, Self
 
 from cdc.assemble import Assembler, Transaction
@@ -51,47 +52,36 @@ class Reader:
         self._assembler = assembler
         self._piece_bytes = piece_bytes
         self._bulk_frames = bulk_frames
-        self._carried: list[Frame] = []
-        self._carried_bytes = 0
+        self._carried = Stretch()
         self.emitted = False  # a message written into the WAL was read: somebody waits for it
 
     @property
     def between_transactions(self) -> bool:
         """Tell whether every transaction begun has been given."""
-        return not self._carried and self._assembler.between_transactions
+        return not len(self._carried) and self._assembler.between_transactions
 
-    def read(self, frames: Sequence[Frame]) -> Iterator[Transaction | Bulk]:
+    def read(self, frames: Stretch) -> Iterator[Transaction | Bulk]:
         """Give what the frames complete; raise ProtocolError."""
-        self._carried += frames
-        self._carried_bytes += sum(map(len, frames))
-        if len(self._carried) < self._bulk_frames:
-            every = self._take(len(self._carried))
-            return self._one_by_one(self._decoder, self._assembler, every)
-        taken = self._take(self._until_commit(len(frames)))
-        return self._in_bulk(taken) if taken else iter(())
+        carried, self._carried = self._carried, Stretch()
+        if len(carried) + len(frames) < self._bulk_frames:
+            return self._one_by_one(self._decoder, self._assembler, chain(carried, frames))
+        every = carried + frames if len(carried) else frames
+        taken, self._carried = every.cut(self._until_commit(every, len(frames)))
+        return self._in_bulk(taken) if len(taken) else iter(())
 
-    def _until_commit(self, new: int) -> int:
+    def _until_commit(self, frames: Stretch, new: int) -> int:
         """Count the frames up to the last commit; without one all, if they are too much to keep.
 
         Only the `new` ones are looked at: those that were kept for the next time hold no commit.
         """
-        count = len(self._carried)
+        count = len(frames)
         for position in range(count, count - new, -1):
-            if self._decoder.is_commit(self._carried[position - 1]):
+            if self._decoder.is_commit(frames[position - 1]):
                 return position
-        return count if self._carried_bytes >= self._piece_bytes else 0
+        return count if len(frames.data) >= self._piece_bytes else 0
 
-    def _take(self, count: int) -> list[Frame]:
-        """Take the first frames; keep the others for the next time."""
-        if not count:
-            return []
-        taken, self._carried = self._carried[:count], self._carried[count:]
-        self._carried_bytes = sum(map(len, self._carried))
-        return taken
-
-    def _in_bulk(self, frames: list[Frame]) -> Iterator[Transaction | Bulk]:
+    def _in_bulk(self, stretch: Stretch) -> Iterator[Transaction | Bulk]:
         decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
-        stretch = Stretch(frames)
         rows, left = self._decoder.set_apart(stretch)
         transactions = self._one_by_one(self._decoder, self._assembler, left)
         if not rows:
@@ -109,7 +99,7 @@ class Reader:
         ):
             yield from again()
         else:
-            yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(frames))
+            yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(stretch))
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]

@@ -14,9 +14,8 @@ from cdc import lines
 from cdc.change import Relation
 from cdc.errors import ProtocolError
 from cdc.rows import Key
-from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
 
-Numbers: TypeAlias = NDArray[np.int64]
 Bytes: TypeAlias = NDArray[np.uint8]
 Flags: TypeAlias = NDArray[np.bool_]
 
@@ -42,8 +41,7 @@ class Places:
     @classmethod
     def of(cls, stretch: Stretch) -> Self:
         """Find the frames of a stretch."""
-        ends = np.cumsum(np.array(stretch.lengths, np.int64))
-        return cls(stretch.data, ends - np.array(stretch.lengths, np.int64), ends)
+        return cls(stretch.data, stretch.starts, stretch.ends)
 
     def picked(self, index: Numbers) -> "Places":
         """Give some of the frames; nearly all where they are, few as a copy."""

@@ -2,15 +2,17 @@
 
 import struct
 import time
-from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple, Self, TypeAlias
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
+
+Numbers: TypeAlias = NDArray[np.int64]
 
 Frame = memoryview
 """A frame from the server: a data frame, unless it is read as a Keepalive."""
@@ -28,19 +30,52 @@ HEADER_BYTES: Final = _DATA_HEADER.size
 
 
 class Stretch:
-    """Frames joined: a fraction of what they take in memory one by one."""
+    """Frames in some bytes: `starts` and `ends` tell where each is. What is between them is not."""
 
-    __slots__ = ("data", "lengths")
+    __slots__ = ("data", "ends", "starts")
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        """Copy the frames."""
+    def __init__(self, frames: Sequence[Frame] = ()) -> None:
+        """Join the frames: a fraction of what they take in memory one by one."""
         self.data = b"".join(frames)
-        self.lengths = array("I", map(len, frames))
+        lengths = np.fromiter(map(len, frames), np.int64, len(frames))
+        self.ends: Numbers = np.cumsum(lengths)
+        self.starts: Numbers = self.ends - lengths
+
+    @classmethod
+    def at(cls, data: bytes, starts: Numbers, ends: Numbers) -> Self:
+        """Take frames where they are."""
+        stretch = cls.__new__(cls)
+        stretch.data, stretch.starts, stretch.ends = data, starts, ends
+        return stretch
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[Frame]:
         view = memoryview(self.data)
-        ends = accumulate(self.lengths)
-        return (view[end - length : end] for end, length in zip(ends, self.lengths, strict=True))
+        bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return (view[start:end] for start, end in bounds)
+
+    def __getitem__(self, index: int) -> Frame:
+        return memoryview(self.data)[self.starts[index] : self.ends[index]]
+
+    def __add__(self, other: "Stretch") -> "Stretch":
+        shift = len(self.data)
+        return Stretch.at(
+            self.data + other.data,
+            np.concatenate((self.starts, other.starts + shift)),
+            np.concatenate((self.ends, other.ends + shift)),
+        )
+
+    def cut(self, count: int) -> tuple["Stretch", "Stretch"]:
+        """Give the first frames, where they are, and the others."""
+        if count >= len(self):
+            return self, Stretch()
+        if not count:
+            return Stretch(), self
+        begin = int(self.starts[count])
+        rest = Stretch.at(self.data[begin:], self.starts[count:] - begin, self.ends[count:] - begin)
+        return Stretch.at(self.data, self.starts[:count], self.ends[:count]), rest
 
 
 class Keepalive(Struct, frozen=True, gc=False):
@@ -48,6 +83,14 @@ class Keepalive(Struct, frozen=True, gc=False):
 
     wal_end: Lsn
     reply_requested: bool
+
+
+class Arrived(NamedTuple):
+    """Data frames; a frame of another kind, which came after them; whether the stream has ended."""
+
+    frames: Stretch
+    other: Frame | None
+    ended: bool
 
 
 def position(frame: Frame) -> Lsn:

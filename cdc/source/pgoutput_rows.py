@@ -13,8 +13,8 @@ import numpy as np
 
 from cdc.change import Relation
 from cdc.rows import Rows
-from cdc.source.cut_rows import Column, CutRows, Numbers, Places, PlainText
-from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+from cdc.source.cut_rows import Column, CutRows, Places, PlainText
+from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
 
 _OID, _MARKER = HEADER_BYTES + 1, HEADER_BYTES + 5
 _COUNT, _TUPLE = HEADER_BYTES + 6, HEADER_BYTES + 8

@@ -15,20 +15,17 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import ExecStatus
 
 from cdc.errors import ProtocolError, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
-from cdc.source.frame import IS_DATA, Frame, Keepalive, keepalive, position, status
+from cdc.source.frame import Keepalive, Stretch, keepalive, position, status
 from cdc.source.gathering import Gathering
+from cdc.source.wire import Wire, wire_of
 
 log = logging.getLogger(__name__)
 
-_BYTES_AT_ONCE: Final = 1024**2
-# libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
-_BUFFER_BYTES: Final = 256 * 1024
 _ACKNOWLEDGE_SECONDS: Final = 0.1
 _LONGEST_FEEDBACK_SECONDS: Final = 10.0
 _SILENCE_SECONDS: Final = 30.0
@@ -63,7 +60,8 @@ class Stream:
         self._optional = optional or {}
         self.options_refused = False
         self._connection = connection
-        self._pgconn = connection.pgconn
+        self._descriptor = connection.pgconn.socket
+        self._wire: Wire | None = None
         self._slot = slot
         self._options = options
         self._received = Lsn(0)
@@ -76,7 +74,7 @@ class Stream:
         self._ending = False
         self._plugin_warnings: list[str] = []
         self._told: set[str] = set()
-        self._gathering = Gathering(self._pgconn.socket)
+        self._gathering = Gathering(self._descriptor)
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -100,20 +98,19 @@ class Stream:
         self._ask_seconds = min(self._ask_seconds, silence_seconds / 3)
         with translated():
             self._feedback_seconds = self._feedback_interval()
-            self._connection.execute(f"select repeat(' ', {_BUFFER_BYTES})")
-            self._connection.add_notice_handler(self._noticed)
-            self._execute_start(lsn)
+            self._wire = wire_of(self._connection, self._noticed)
+            self._execute_start(self._wire, lsn)
         self._acknowledged = self._received = self._reported = lsn
 
-    def _execute_start(self, lsn: Lsn) -> None:
+    def _execute_start(self, wire: Wire, lsn: Lsn) -> None:
         """Start with the optional options, and where the plugin refuses them without."""
         try:
-            self._connection.execute(self._start_statement(lsn, self._optional))
+            wire.start(self._start_statement(lsn, self._optional))
         except psycopg.errors.InvalidParameterValue:
             if not self._optional:
                 raise
             self.options_refused = True
-            self._connection.execute(self._start_statement(lsn, {}))
+            wire.start(self._start_statement(lsn, {}))
 
     def _feedback_interval(self) -> float:
         query = "select setting::int from pg_settings where name = 'wal_sender_timeout'"
@@ -122,14 +119,15 @@ class Stream:
         longest = min(_LONGEST_FEEDBACK_SECONDS, self._ask_seconds)
         return min(timeout / 3, longest) if timeout else longest
 
-    def _start_statement(self, lsn: Lsn, optional: Mapping[str, str]) -> sql.Composed:
+    def _start_statement(self, lsn: Lsn, optional: Mapping[str, str]) -> str:
         options = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(name), _quoted(value))
             for name, value in {**self._options, **optional}.items()
         )
-        return sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
+        statement = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
             sql.Identifier(self._slot), sql.SQL(str(lsn)), options
         )
+        return statement.as_string(self._connection)
 
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
         """Keep a plugin's WARNING: it means that rows were left out.
@@ -147,51 +145,33 @@ class Stream:
             self._told.add(text)
             log.warning("the write database warns", extra={"of": text})
 
-    def read(self, *, seconds: float) -> tuple[list[Frame], Keepalive | None]:
+    def read(self, *, seconds: float) -> tuple[Stretch, Keepalive | None]:
         """Give the data frames that have arrived, up to a keepalive; wait for some that long.
 
         The wait also ends when feedback is due. Raise SourceUnavailable where the stream ended,
         ProtocolError where the plugin warned.
         """
-        frames: list[Frame] = []
+        wire = self._started
         with translated():
-            alive = None if self._ending else self._take(frames)
-        if frames:
+            frames, other, ended = wire.read()
+        if len(frames):
             self._note(position(frames[-1]))
         self._refuse_warnings()
+        alive = None if other is None else keepalive(other)
         if alive is not None:
             self._note(alive.wal_end)
-        elif frames:
+        elif len(frames):
             pass
-        elif self._ending:
-            raise self._ended()
+        elif ended:
+            raise self._ended(wire)
         else:
             self._wait(min(seconds, self.until_feedback()))
         return frames, alive
 
-    def _take(self, frames: list[Frame]) -> Keepalive | None:
-        """Take frames for as long as there are some at once; stop at a keepalive."""
-        get, take, size = self._pgconn.get_copy_data, frames.append, 0
-        while size < _BYTES_AT_ONCE:
-            count, frame = get(1)
-            if count > 0:
-                if frame[0] != IS_DATA:
-                    return keepalive(frame)
-                take(frame)
-                size += count
-            elif count < 0:
-                self._ending = True
-                break
-            elif not self._more():
-                break
-        return None
-
-    def _more(self) -> bool:
-        """Read what the socket holds; tell whether it held something."""
-        readable, _, _ = select.select([self._pgconn.socket], [], [], 0)
-        if readable:
-            self._pgconn.consume_input()
-        return bool(readable)
+    @property
+    def _started(self) -> Wire:
+        assert self._wire is not None  # noqa: S101  it was started
+        return self._wire
 
     def gather(self, frames: int) -> None:
         """Let more arrive before it is read, after so many frames."""
@@ -212,20 +192,17 @@ class Stream:
                     "primary key or a replica identity, then copy it again",
                 )
 
-    def _ended(self) -> Exception:
-        result = self._pgconn.get_result()
-        if result is not None and result.status == ExecStatus.FATAL_ERROR:
-            return source_error(psycopg.errors.error_from_result(result))
+    def _ended(self, wire: Wire) -> Exception:
+        error = wire.ended()
+        if error is not None:
+            return source_error(error)
         return SourceUnavailable("write database: the server ended the stream")
 
     def _wait(self, seconds: float) -> None:
         """Sleep until bytes arrive or somebody acknowledges."""
-        ready, _, _ = select.select([self._pgconn.socket, self._wake_read], [], [], seconds)
+        ready, _, _ = select.select([self._descriptor, self._wake_read], [], [], seconds)
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
-        if self._pgconn.socket in ready:
-            with translated():
-                self._pgconn.consume_input()
 
     def until_feedback(self) -> float:
         """Say in how many seconds feedback is due."""
@@ -265,18 +242,11 @@ class Stream:
         written = max(self._received, flushed)
         ask = time.monotonic() - self._heard_at >= self._ask_seconds
         with translated():
-            self._pgconn.put_copy_data(status(written=written, flushed=flushed, ask=ask))
-            self._flush()
+            self._started.send(
+                status(written=written, flushed=flushed, ask=ask), seconds=self._feedback_seconds
+            )
         self._sent_at = time.monotonic()
         self._reported = max(self._reported, flushed)
-
-    def _flush(self) -> None:
-        """Send what is buffered; read meanwhile, for the server may be blocked sending to us."""
-        while self._pgconn.flush():
-            socket = self._pgconn.socket
-            readable, _, _ = select.select([socket], [socket], [], self._feedback_seconds)
-            if readable:
-                self._pgconn.consume_input()
 
     def close(self) -> None:
         """Report the last acknowledgement and leave; never raise. Closing again does nothing."""
@@ -285,8 +255,8 @@ class Stream:
         try:
             if self._acknowledged > self._reported:
                 self._send_status(self._acknowledged)
-            self._pgconn.put_copy_end()
-            self._flush()
+            if self._wire is not None:
+                self._wire.finish(seconds=self._feedback_seconds)
         except (SourceUnavailable, psycopg.Error):
             pass  # it is gone already: what it was not told, it will send again
         finally:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cdc.change import Relation
 from cdc.names import TableName
 from cdc.rows import Rows
-from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Numbers, Places, are_equal
-from cdc.source.frame import HEADER_BYTES, Frame, Stretch
+from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Places, are_equal
+from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
 from cdc.source.nulls import NUMBERS
 from cdc.values import BYTEA
 

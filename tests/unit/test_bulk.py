@@ -30,6 +30,7 @@ from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
 from cdc.snapshot import Snapshot
 from cdc.source.cut_rows import Encoding, JsonText, PlainText
+from cdc.source.frame import Stretch
 from cdc.source.pgoutput import PgOutput
 from cdc.source.relations import Relations
 from cdc.source.wal2json import Wal2Json
@@ -332,7 +333,7 @@ def read_all(
     waiting = [memoryview(HEADER + frame) for frame in frames]
     while waiting:
         count = chance.randint(1, longest)
-        items += reader.read(waiting[:count])
+        items += reader.read(Stretch(waiting[:count]))
         del waiting[:count]
     return items
 
@@ -408,7 +409,7 @@ def test_the_usual_changes_are_set_apart(plugin: str, kinds: list[str]) -> None:
         history.transaction(history.random.choices(kinds, k=10))
     read = reader(history.plugin, bulk_frames=100, piece_bytes=2**20, seen=Snapshot(0))
     for frames in (history.frames[:first], history.frames[first:]):
-        items = list(read.read([memoryview(HEADER + frame) for frame in frames]))
+        items = list(read.read(Stretch([memoryview(HEADER + frame) for frame in frames])))
     (bulk,) = items
     assert isinstance(bulk, Bulk)
     assert sum(bulk.received().values()) == 200
@@ -421,7 +422,7 @@ def test_the_usual_changes_are_set_apart(plugin: str, kinds: list[str]) -> None:
 def test_any_frames_are_read_or_are_a_protocol_error(plugin: str, frames: list[bytes]) -> None:
     read = reader(PLUGINS[plugin], bulk_frames=5, piece_bytes=100)
     with suppress(ProtocolError):
-        list(read.read([memoryview(b"w" + frame) for frame in frames]))
+        list(read.read(Stretch([memoryview(b"w" + frame) for frame in frames])))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -512,7 +513,7 @@ def test_a_table_whose_key_was_renamed_stops_no_rows_of_others() -> None:
         assert outcome(seen_then_not, read) is not None
     updates = [plugin.change("U", other, row | {"v": str(i)}, row) for i in range(8)]
     frames = [plugin.begin(70), *updates, plugin.commit(70)]
-    (bulk,) = read.read([memoryview(HEADER + frame) for frame in frames])
+    (bulk,) = read.read(Stretch([memoryview(HEADER + frame) for frame in frames]))
     assert isinstance(bulk, Bulk)
 
 
@@ -533,7 +534,7 @@ def test_a_row_made_again_keeps_nothing_of_a_column_dropped_meanwhile(
     again = [frames.change("D", "one", {}, new), frames.change("I", "one", new, {})] * 4
     batch = Batch()
     for part in ([*first, frames.commit(10)], [frames.begin(20), *again, frames.commit(20)]):
-        for item in read.read([memoryview(HEADER + frame) for frame in part]):
+        for item in read.read(Stretch([memoryview(HEADER + frame) for frame in part])):
             (batch.add_bulk if isinstance(item, Bulk) else batch.add)(item, projectors)
         mirror.apply(batch)
         batch = Batch()
@@ -557,7 +558,7 @@ def test_frames_of_a_large_transaction_are_looked_at_once() -> None:
     frames.append(plugin.commit(20))
     items = []
     for i in range(0, len(frames), 5):
-        items += read.read([memoryview(HEADER + frame) for frame in frames[i : i + 5]])
+        items += read.read(Stretch([memoryview(HEADER + frame) for frame in frames[i : i + 5]]))
     assert len(in_order(items)) == 1 + 200 + 1
     assert sum(isinstance(item, Bulk) for item in items) == 2
     assert len(looked_at) <= len(frames)
@@ -571,7 +572,7 @@ def test_rows_in_bulk_outside_a_transaction_are_a_protocol_error(plugin: str) ->
     assert projected(first, read) is not None
     rows = [memoryview(HEADER + frames.change("I", "one", row, {}))] * 9
     with pytest.raises(ProtocolError, match="outside a transaction"):
-        list(read.read(rows))
+        list(read.read(Stretch(rows)))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -583,9 +584,9 @@ def test_what_is_read_again_tells_the_stream_nothing(plugin: str) -> None:
     first = len(history.frames)
     history.transaction(["insert"] * 8)
     read = reader(history.plugin, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0))
-    list(read.read([memoryview(HEADER + frame) for frame in history.frames[:first]]))
+    list(read.read(Stretch([memoryview(HEADER + frame) for frame in history.frames[:first]])))
     said = [history.plugin.emitted(), *history.frames[first:]]
-    (bulk,) = read.read([memoryview(HEADER + frame) for frame in said])
+    (bulk,) = read.read(Stretch([memoryview(HEADER + frame) for frame in said]))
     assert isinstance(bulk, Bulk)
     assert read.emitted
     read.emitted = False
@@ -599,6 +600,10 @@ def test_a_name_that_is_no_text_is_a_protocol_error() -> None:
     damaged = plugin.change("I", name, row, {}).replace("é".encode(), b"\xa9")
     frames = [plugin.begin(60), *[damaged] * 9, plugin.commit(60)]
     read = reader(plugin, bulk_frames=5, piece_bytes=2**20)
-    list(read.read([memoryview(HEADER + one) for one in (plugin.begin(55), plugin.commit(55))]))
+    list(
+        read.read(
+            Stretch([memoryview(HEADER + one) for one in (plugin.begin(55), plugin.commit(55))])
+        )
+    )
     with pytest.raises(ProtocolError, match="not JSON"):
-        list(read.read([memoryview(HEADER + frame) for frame in frames]))
+        list(read.read(Stretch([memoryview(HEADER + frame) for frame in frames])))
