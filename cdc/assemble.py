@@ -14,7 +14,7 @@ from cdc.message import Begin, Commit, Emitted, Message
 _NOT_OF_THE_STREAM: Final = 0  # no transaction has this id
 
 
-class Transaction(Struct, frozen=True):
+class Transaction(Struct, frozen=True, gc=False):
     """All changes of one commit, in order; or, where `ends` is False, the next piece of them.
 
     `size` is about what the changes take in memory, in bytes. Only the last piece has an `end_lsn`.

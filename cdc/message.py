@@ -8,7 +8,7 @@ from cdc.change import Change
 from cdc.lsn import Lsn
 
 
-class Begin(Struct, frozen=True):
+class Begin(Struct, frozen=True, gc=False):
     """A committed transaction follows.
 
     `commit_lsn` is where its commit record starts. pgoutput tells the end only at the commit.
@@ -19,7 +19,7 @@ class Begin(Struct, frozen=True):
     commit_time: datetime
 
 
-class Commit(Struct, frozen=True):
+class Commit(Struct, frozen=True, gc=False):
     """The transaction is complete; `end_lsn` is just after its commit record."""
 
     commit_lsn: Lsn

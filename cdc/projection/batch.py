@@ -322,7 +322,8 @@ class Batch:
         return not self.added
 
     def _merge(self, transaction: Transaction, registry: Registry) -> None:
-        self._project(transaction, registry)
+        if transaction.changes:
+            self._project(transaction, registry)
         self.transactions.append(transaction)
         self.changes += len(transaction.changes)
         if transaction.end_lsn is not None:
