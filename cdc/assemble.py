@@ -1,5 +1,6 @@
 """Messages to transactions: whole ones, or pieces of one too big for memory."""
 
+from collections.abc import Sequence
 from copy import copy
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -75,6 +76,13 @@ class Assembler:
         if self._begin is None or self._dropping:
             return None
         return self._take(self._begin, end_lsn=None)
+
+    def pass_by(self, transactions: Sequence[Transaction]) -> bool:
+        """Note that whole ones come next; tell False, noting nothing, where they do not."""
+        if self._begin is not None or transactions[0].commit_lsn < self._checkpoint:
+            return False
+        self._checkpoint = transactions[-1].end_lsn or self._checkpoint
+        return True
 
     def feed(self, message: Message, size: int) -> Transaction | None:
         """Take one message of about `size` bytes; give the transaction or piece it completes.

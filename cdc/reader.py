@@ -28,6 +28,9 @@ class Decoder(Protocol):
     def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
         """Give rows to be written in bulk, and the frames that are left, in order."""
 
+    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:
+        """Read transactions that have no changes, at once; None where the frames are others."""
+
     @property
     def turns(self) -> int:
         """How often relations had to be described anew for the transactions that followed."""
@@ -83,7 +86,9 @@ class Reader:
     def _in_bulk(self, stretch: Stretch) -> Iterator[Transaction | Bulk]:
         decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
         rows, left = self._decoder.set_apart(stretch)
-        transactions = self._one_by_one(self._decoder, self._assembler, left)
+        transactions = self._without_changes(left) or self._one_by_one(
+            self._decoder, self._assembler, left
+        )
         if not rows:
             yield from transactions
             return
@@ -100,6 +105,13 @@ class Reader:
             yield from again()
         else:
             yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(stretch))
+
+    def _without_changes(self, left: Sequence[Frame]) -> list[Transaction] | None:
+        """Read, where nothing else is left, the begins and commits of rows that are set apart."""
+        transactions = self._decoder.without_changes(left)
+        if not transactions or not self._assembler.pass_by(transactions):
+            return None
+        return transactions
 
     def _again(
         self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]

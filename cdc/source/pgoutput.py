@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from cdc.assemble import Transaction
 from cdc.change import Column, Deleted, Inserted, Relation, Truncated, Updated, updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
@@ -20,6 +21,8 @@ from cdc.values import UNCHANGED, Text
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _BEGIN: Final = struct.Struct(">qqi")
 _COMMIT: Final = struct.Struct(">bqqq")
+# The frames of a begin and of a commit, one after the other.
+_BEGIN_AND_COMMIT: Final = struct.Struct(f">{HEADER_BYTES}xcqqi{HEADER_BYTES}xcbqqq")
 _INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
 _OID: Final = struct.Struct(">I")
@@ -73,6 +76,32 @@ class PgOutput:
             return [], list(stretch)
         return set_apart(stretch, self._in_bulk)
 
+    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:
+        """Read transactions that have no changes, at once; None where the frames are others."""
+        data = b"".join(frames)
+        if len(data) != len(frames) // 2 * _BEGIN_AND_COMMIT.size:
+            return None
+        transactions, last = [], 0
+        for (
+            begun,
+            lsn,
+            microseconds,
+            xid,
+            committed,
+            _,
+            at,
+            end,
+            _,
+        ) in _BEGIN_AND_COMMIT.iter_unpack(data):
+            if begun != b"B" or committed != b"C" or not last <= lsn == at <= end:
+                return None
+            time = _EPOCH + timedelta(microseconds=microseconds)
+            transactions.append(Transaction(xid & 0xFFFFFFFF, Lsn(lsn), Lsn(end), time, [], 0))
+            last = end
+        for transaction in transactions:
+            self._note(transaction.xid)
+        return transactions
+
     def _in_bulk(self, oid: int) -> Described | None:
         if oid not in self._told:
             return None
@@ -105,9 +134,13 @@ class PgOutput:
 
     def _begin(self, data: bytes) -> Sequence[Message]:
         begin = _begin(data)
-        if self._relations.begin(begin.xid):
-            self._by_oid.clear()
+        self._note(begin.xid)
         return (begin,)
+
+    def _note(self, xid: int) -> None:
+        """Note which transaction has begun."""
+        if self._relations.begin(xid):
+            self._by_oid.clear()
 
     def _relation(self, data: bytes) -> Sequence[Message]:
         (oid,) = _OID.unpack_from(data, 1)

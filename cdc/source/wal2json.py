@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
+from cdc.assemble import Transaction
 from cdc.change import Column, Deleted, Inserted, Relation, Truncated, updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
@@ -170,6 +171,10 @@ class Wal2Json:
             return None
         doubtful = self._nulls is not None and self._nulls.doubts(relation.name)
         return Described(relation, self._relations.generated(reported), doubtful)
+
+    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:  # noqa: ARG002
+        """Tell that lines are read one by one."""
+        return None
 
     @property
     def turns(self) -> int:
