@@ -236,15 +236,18 @@ class Daemon:
             copying.window.settle(snapshot)
 
     def _refuse_replaced_tables(self, connection: Connection) -> None:
-        """Stop where a table was dropped, renamed or replaced: its changes go unseen."""
-        plan = self._session.plan
-        if plan is None or self._stop.is_set():
+        """Stop where a table was dropped, renamed or replaced: its changes go unseen.
+
+        Between two sessions the next one finds out, and says what mends it.
+        """
+        plan, pipeline = self._session.plan, self._session.pipeline
+        if plan is None or pipeline is None or self._stop.is_set():
             return
         changed = watch_tables(connection, plan.schema, plan.carried)
         if plan.partitioned and changed is None:
             slot_name = self._settings.source.slot
             changed = watch_partitions(connection, plan.partitioned, plan.attached, slot_name)
-        if changed is not None and plan is self._session.plan:
+        if changed is not None and pipeline is self._session.pipeline:
             self._error = changed
             self.stop(str(changed))
 
