@@ -116,12 +116,19 @@ class Plan:
         return {table.oid: table.name for table in self.schema.values() if table.partitioned}
 
 
+def imported(settings: Settings) -> list[FunctionProjector]:
+    """Import the projectors, and hold them to one another; raise a ConfigurationError."""
+    functions = load(settings.projection.modules)
+    Registry(functions)
+    return functions
+
+
 def plan(settings: Settings, source: Connection) -> Plan:
     """Import the projectors and hold them to the source's catalog.
 
     Raise a ConfigurationError or a SourceError.
     """
-    functions = load(settings.projection.modules)
+    functions = imported(settings)
     wanted = [TableName.parse(mirror.source) for mirror in settings.projection.mirrors]
     wanted += [name for function in functions for name in function.sources]
     seen = slot.current_snapshot(source)

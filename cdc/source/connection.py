@@ -62,6 +62,7 @@ def _connected(conninfo: str) -> Connection:
 
 def _conninfo(dsn: str, session: Mapping[str, str], **parameters: str) -> str:
     given = conninfo_to_dict(dsn)
+    given.pop("replication", None)  # which of our connections stream is not the DSN's to say
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     defaults: dict[str, Any] = {
         "connect_timeout": _CONNECT_SECONDS,

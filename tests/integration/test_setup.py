@@ -98,7 +98,7 @@ def test_dropping_forgets_all_bookkeeping_of_the_slot(
             copies.forget(connection, slot)
             copies.add(connection, slot, [unit])
     engine.dispose()
-    drop(settings)
+    assert list(drop(settings))
     assert write.slots() == []
     assert (
         read.rows("select slot from cdc_checkpoint union select slot from cdc_source_column") == []

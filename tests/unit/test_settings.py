@@ -111,8 +111,16 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         ),
         (GOOD + "[[projection.mirrors]]\ntarget = 'a'", ["projection.mirrors[0].source"]),
         (GOOD.replace("dsn =", "# dsn ="), ["source.dsn", "CDC_SOURCE__DSN"]),
-        ("", ["source", "missing"]),
-        ("source = 3", ["source"]),
+        ("", ["source.dsn is missing", "CDC_SOURCE__DSN"]),
+        ("source = 3", ["source: is no table"]),
+        (GOOD + "modules = 'a.b'", ["projection.modules: is no list"]),
+        (GOOD + "modules = ['projectors/blog.py']", ["projection.modules[0]", "projectors.blog"]),
+        (GOOD.replace("[read]", "[read]\ntakeover_seconds = inf"), ["read.takeover_seconds"]),
+        (GOOD.replace("[read]", "[read]\nbatch_bytes = 99999999999999999999"), ["batch_bytes"]),
+        (GOOD.replace("[source]", "[source]\nheartbeat_seconds = 9999999999"), ["heartbeat"]),
+        (GOOD + "[daemon]\nstuck_seconds = 99999999999999999999", ["daemon.stuck_seconds"]),
+        ("a = " + "[" * 20_000, ["TOML"]),
+        ("a = " + "{a = " * 3_000, ["TOML"]),
         (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot"]),
         (GOOD.replace("[source]", "[source]\nslot = 3"), ["source.slot"]),
         (GOOD.replace("[source]", "[source]\nplugin = 'decoderbufs'"), ["source.plugin"]),
@@ -206,11 +214,18 @@ def test_a_missing_file_is_said_with_a_remedy(tmp_path: Path) -> None:
     assert "--config" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda p: p.write_bytes(b"\xff\xfe")])
-def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "is not UTF-8"),
+        (lambda path: path.symlink_to("/dev/zero"), "is larger than"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any, said: str) -> None:
     path = tmp_path / "cdc.toml"
     make(path)
-    with pytest.raises(SettingError, match=re.escape(str(path))):
+    with pytest.raises(SettingError, match=f"{re.escape(str(path))} {said}"):
         load(path)
 
 
