@@ -262,7 +262,9 @@ def command_functions(group: typer.Typer, name: str) -> Iterator[tuple[str, Any]
 def _options(function: Any) -> Iterator[str]:
     for parameter in inspect.signature(function).parameters.values():
         kind, info = parameter.annotation.__origin__, parameter.annotation.__metadata__[0]
-        words = [*(info.param_decls or ()), info.metavar or _choices(kind)]
+        # In an annotation the first name of an option stands where typer has its default.
+        first = [info.default] if isinstance(info.default, str) else []
+        words = [*first, *(info.param_decls or ()), info.metavar or _choices(kind)]
         spelled = " ".join(words).strip().replace("|", "\\|")
         usual = parameter.default
         told = (info.help or "").replace("|", "\\|")
