@@ -351,6 +351,13 @@ with catch_warnings():
             return env_settings, init_settings
 
 
+_ONE_UNDERSCORE = {
+    f"{_PREFIX}{section}_{key}".upper(): f"{_PREFIX}{section}__{key}".upper()
+    for section, field in Settings.model_fields.items()
+    for key in field.annotation.model_fields  # type: ignore[union-attr]
+}
+
+
 def config_path(path: Path | None) -> Path:
     """Give the configuration file to read: the option, else CDC_CONFIG, else the default."""
     return path or Path(os.environ.get(_PATH_VARIABLE, DEFAULT_PATH))
@@ -415,9 +422,16 @@ def _not_json() -> str | None:
 
 
 def _refuse_unknown_variables() -> None:
-    """Catch `CDC_SORUCE__DSN`, which pydantic-settings would ignore."""
+    """Catch `CDC_SORUCE__DSN` and `CDC_SOURCE_DSN`, which pydantic-settings would ignore.
+
+    Others may begin with CDC_, too: those that Kubernetes sets for a service of that name.
+    """
     sections = {name.upper() for name in Settings.model_fields}
     for variable in os.environ:
+        if meant := _ONE_UNDERSCORE.get(variable):
+            raise SettingError(
+                f"the environment sets {variable}, which is no key", hint=f"did you mean {meant}?"
+            )
         section = variable.removeprefix(_PREFIX).partition("__")[0].upper()
         known = section in sections or variable == _PATH_VARIABLE
         if variable.startswith(_PREFIX) and "__" in variable and not known:
@@ -436,6 +450,8 @@ def _explain(error: ValidationError, path: Path) -> str:
             return f"{path}: unknown key {key}"
         case "missing":
             return f"{path}: {key} is missing"
+        case "string_pattern_mismatch":
+            return f"{path}: {key}: does not fit. {_description(_loc(first))}"
         case kind:
             reason = _IN_OUR_WORDS.get(kind) or first["msg"].removeprefix("Value error, ")
             return f"{path}: {key}: {reason}"
@@ -469,7 +485,15 @@ def _hint(error: ValidationError) -> str | None:
     return f"did you mean {_dotted((*loc[:-1], near[0]))}?" if near else None
 
 
+def _description(loc: tuple[int | str, ...]) -> str:
+    return _model_at(loc[:-1]).model_fields[str(loc[-1])].description or ""
+
+
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    return list(_model_at(loc).model_fields)
+
+
+def _model_at(loc: tuple[int | str, ...]) -> Any:
     model: Any = Settings
     for part in loc:
         if isinstance(part, str):
@@ -477,7 +501,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
             model = next(
                 (a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation
             )
-    return list(model.model_fields)
+    return model
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

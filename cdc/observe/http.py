@@ -1,5 +1,6 @@
 """Metrics, health and status over HTTP: read-only, GET and HEAD alone."""
 
+import errno
 import json
 import threading
 import time
@@ -164,10 +165,11 @@ class HttpServer:
             self._server: _Server = server(address, _Request)
         except (OSError, TypeError) as error:  # the latter: no host is named so
             told = error.strerror if isinstance(error, OSError) else "it is no host's name"
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            who = "another daemon runs here, or something else has the port: " if taken else ""
             raise PortTaken(
                 f"cannot listen on {host}:{port}: {told}",
-                hint="another daemon runs here, or something else has the port: set http.listen, "
-                "or CDC_HTTP__LISTEN",
+                hint=f"{who}correct http.listen, or CDC_HTTP__LISTEN",
             ) from None
         self._server.routes = routes
         self._thread = threading.Thread(

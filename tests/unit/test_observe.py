@@ -499,8 +499,9 @@ def test_a_port_that_is_taken_is_said(server: HttpServer) -> None:
 
 
 def test_an_address_that_is_not_ours_is_said() -> None:
-    with pytest.raises(PortTaken):
+    with pytest.raises(PortTaken) as refused:
         HttpServer(("192.0.2.1", 0), {})
+    assert refused.value.hint == "correct http.listen, or CDC_HTTP__LISTEN"
     with pytest.raises(PortTaken):
         HttpServer(("no.such.host.invalid", 0), {})
     with pytest.raises(PortTaken, match="no host's name"):

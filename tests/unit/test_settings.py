@@ -121,7 +121,7 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         (GOOD + "[daemon]\nstuck_seconds = 99999999999999999999", ["daemon.stuck_seconds"]),
         ("a = " + "[" * 20_000, ["TOML"]),
         ("a = " + "{a = " * 3_000, ["TOML"]),
-        (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot"]),
+        (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot", "lower-case"]),
         (GOOD.replace("[source]", "[source]\nslot = 3"), ["source.slot"]),
         (GOOD.replace("[source]", "[source]\nplugin = 'decoderbufs'"), ["source.plugin"]),
         (GOOD.replace("[source]", "[source]\npublication = ''"), ["source.publication"]),
@@ -136,7 +136,7 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         (GOOD.replace("postgresql+psycopg", "postgresql+asyncpg"), ["read.url", "asyncpg"]),
         (GOOD.replace("postgresql+psycopg://", ""), ["read.url"]),
         (GOOD.replace("postgresql://", "mongo://"), ["source.dsn"]),
-        (GOOD + "[http]\nlisten = '9464'", ["http.listen"]),
+        (GOOD + "[http]\nlisten = '9464'", ["http.listen", "Address and port"]),
         (GOOD + "[http]\nlisten = 'localhost:99999'", ["http.listen"]),
         (GOOD + "[[projection.mirrors]]\nsource = 'a.b.c'", ["projection.mirrors[0].source"]),
         (
@@ -234,6 +234,7 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any, said: str
     [
         ("CDC_SORUCE__DSN", "x", ["CDC_SORUCE__DSN", "CDC_SOURCE__"]),
         ("CDC_SOURCE__DNS", "x", ["source.dns", "source.dsn"]),
+        ("CDC_SOURCE_DSN", SECRET, ["CDC_SOURCE_DSN", "did you mean CDC_SOURCE__DSN?"]),
         ("CDC_SOURCE__PLUGIN", "x", ["source.plugin"]),
         ("CDC_SOURCE", SECRET, ["source"]),
         ("CDC_PROJECTION__MIRRORS", f"[{SECRET}", ["CDC_PROJECTION__MIRRORS"]),
