@@ -94,7 +94,7 @@ def test_lines_of_the_log_are_json_with_constant_messages_and_none_repeats_per_b
             "listening",
             "created read table",
             "created slot",
-            "changed a publication: earlier changes are not in it",
+            "prepared publication",
         ),
         *("streaming", "copying", "copied", "retrying", "quarantined a key", "stopping", "stopped"),
         *("the rows that exist will be copied",),
