@@ -214,7 +214,8 @@ The last line is `ready` where nothing blocks, and the exit code 0; else it is 1
 may be left as it is. `--json` gives a list of findings with `name`, `what`, `why`, `remedy`,
 `blocks`, `where` (`write`, `read`, or `configuration`) and `sql`, a list of statements to be
 executed there one by one. Names do not change. A finding that is an error of the daemon's has that
-error's name: [errors](errors.md).
+error's name: [errors](errors.md). Where it is to listen (`http.listen`) is tried, too, unless the
+daemon answers there.
 """
 
 

@@ -220,7 +220,14 @@ def test_the_http_port_is_taken(ready):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refuses(ready, 2, f"127.0.0.1:{port}", "http.listen", CDC_HTTP__LISTEN=f"127.0.0.1:{port}")
+        listen = f"127.0.0.1:{port}"
+        refuses(ready, 2, listen, "http.listen", CDC_HTTP__LISTEN=listen)
+        done = ready.cdc("check", CDC_HTTP__LISTEN=listen)
+        assert (done.returncode, "PortTaken" in done.stdout) == (1, True)
+    assert ready.cdc("check", CDC_HTTP__LISTEN=listen).returncode == 0
+    process = ready.start(CDC_HTTP__LISTEN=listen)
+    ready.url(process)
+    assert "PortTaken" not in ready.cdc("check", CDC_HTTP__LISTEN=listen).stdout
 
 
 def test_a_write_that_the_read_database_refuses_names_key_and_loses_nothing(ready):
