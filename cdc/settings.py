@@ -39,6 +39,10 @@ _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
 _MOST_BYTES = 1024**2  # of the file: /dev/zero has no end
 _DAY = 24 * 3600
+_ENCODE = (
+    "a host or a port in it is none: in a URL's user and password percent-encode what is special, "
+    "@ as %40, / as %2F"
+)
 _GIBIBYTE = 1024**3
 _IN_OUR_WORDS = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "is no table"),
@@ -67,6 +71,11 @@ def _module_name(text: str) -> str:
 
 SourceTable = Annotated[str, AfterValidator(_table_name)]
 Module = Annotated[str, AfterValidator(_module_name)]
+
+
+def _holds_secret(hosts: object) -> bool:
+    """Tell whether a password ends within the hosts: errors would tell its rest."""
+    return any("@" in host[1:] for host in str(hosts or "").split(","))
 
 
 def _silence(which: str) -> Any:
@@ -146,9 +155,12 @@ class Source(Section):
     @classmethod
     def _parses(cls, dsn: SecretStr) -> SecretStr:
         try:
-            conninfo_to_dict(dsn.get_secret_value())
+            given = conninfo_to_dict(dsn.get_secret_value())
         except ProgrammingError:
             raise ValueError("is neither a libpq URL nor a key=value string") from None
+        ports = str(given.get("port") or "").split(",")
+        if _holds_secret(given.get("host")) or any(port and not port.isdigit() for port in ports):
+            raise ValueError(_ENCODE)
         return dsn
 
 
@@ -190,6 +202,8 @@ class Read(Section):
             parsed = sa.make_url(url.get_secret_value())
         except (sa.exc.ArgumentError, ValueError):
             raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
+        if _holds_secret(parsed.host):
+            raise ValueError(_ENCODE)
         if parsed.drivername not in _DRIVERS:
             known = ", ".join(name for name in _DRIVERS if "+" in name or name == "sqlite")
             raise ValueError(f"names {parsed.drivername}; supported: {known}")
@@ -360,7 +374,7 @@ _ONE_UNDERSCORE = {
 
 def config_path(path: Path | None) -> Path:
     """Give the configuration file to read: the option, else CDC_CONFIG, else the default."""
-    return path or Path(os.environ.get(_PATH_VARIABLE, DEFAULT_PATH))
+    return path or Path(os.environ.get(_PATH_VARIABLE) or DEFAULT_PATH)
 
 
 def load(path: Path | None = None) -> Settings:

@@ -93,6 +93,8 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert config_path(None) == Path("config/cdc.toml")
+    monkeypatch.setenv("CDC_CONFIG", "")
+    assert config_path(None) == Path("config/cdc.toml")
     monkeypatch.setenv("CDC_CONFIG", "/elsewhere")
     assert config_path(None) == Path("/elsewhere")
     assert config_path(Path("here")) == Path("here")
@@ -160,6 +162,8 @@ def test_an_error_names_the_key_and_the_nearest_right_one(
         f"postgresql+psycopg://u:p@x:{SECRET}@host/db",
         f"postgresql+psycopg://u:p@host:{SECRET}/db",
         f"postgresql+nosuch://u:{SECRET}@host/db",
+        f"postgresql+psycopg://u:p@{SECRET}@host/db",
+        f"mysql+pymysql://u:p@{SECRET}@host/db",
         f"{SECRET}",
         f"host=a password={SECRET}",
     ],
@@ -195,7 +199,14 @@ def test_a_url_that_names_no_database_is_refused(tmp_path: Path, url: str) -> No
 
 
 @pytest.mark.parametrize(
-    "dsn", [f"postgresql://u:{SECRET}@h:x:y/%zz", f"password={SECRET} nosuch=1", f"pass {SECRET}"]
+    "dsn",
+    [
+        f"postgresql://u:{SECRET}@h:x:y/%zz",
+        f"postgresql://u:p@{SECRET}@h/d",
+        f"postgresql://u:{SECRET}/p@h/d",
+        f"password={SECRET} nosuch=1",
+        f"pass {SECRET}",
+    ],
 )
 def test_a_malformed_dsn_is_refused_without_its_password(tmp_path: Path, dsn: str) -> None:
     text = GOOD.replace(f'postgresql://cdc:{SECRET}@localhost/shop"', f'{dsn}"')
@@ -206,6 +217,11 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
     settings = load(write(tmp_path, GOOD))
     shown = f"{settings!r} {settings} {settings.source!r} {settings.read} {settings.projection}"
     assert SECRET not in shown + settings.model_dump_json()
+
+
+def test_hosts_of_every_kind_are_taken(tmp_path: Path) -> None:
+    for hosts in ("host=@abstract", "host=/run/pg", "host=a,::1 port=1,2", "host=a,b port=5432,"):
+        load(write(tmp_path, GOOD.replace(f"postgresql://cdc:{SECRET}@localhost/shop", hosts)))
 
 
 def test_a_missing_file_is_said_with_a_remedy(tmp_path: Path) -> None:
