@@ -1,6 +1,7 @@
 """The commands and the HTTP answers, as an operator and Prometheus see them."""
 
 import json
+import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -192,6 +193,11 @@ def test_the_status_command_asks_the_daemon_and_goes_without_a_database(one_pipe
     blind = one_pipeline.cdc("status", **here, **nowhere)
     assert blind.stdout.startswith("fine "), blind.stderr
     assert "verification      unknown" in blind.stdout
+    process.send_signal(signal.SIGSTOP)
+    hung = one_pipeline.cdc("status", **here)
+    process.send_signal(signal.SIGCONT)
+    assert (hung.returncode, hung.stdout.split()[0]) == (1, "stuck")
+    assert "the daemon here does not answer" in hung.stdout
     process.terminate()
     assert process.wait(60) == 0
     after = one_pipeline.cdc("status", **here)

@@ -44,6 +44,6 @@ def check(settings: Settings) -> list[Finding]:
 
 def _listen(settings: Settings) -> None:
     """Listen for a moment where the daemon would, unless it does; raise PortTaken."""
-    if daemon.ask(settings) is None:
+    if not daemon.ask(settings):
         with HttpServer(settings.http.address, {}):
             pass

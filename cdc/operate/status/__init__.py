@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from cdc.lsn import Lsn
 from cdc.observe.progress import described
 from cdc.observe.state import State
 from cdc.operate.status import daemon
-from cdc.operate.status.verdict import GOES_ON, Condition, Seen, judge
+from cdc.operate.status.verdict import GOES_ON, Condition, Seen, hangs, judge
 from cdc.projection.quarantine import Held
 from cdc.settings import Settings
 from cdc.sink import checkpoint, copies, quarantine, verifications
@@ -84,7 +84,8 @@ def read_status(settings: Settings) -> Status:
 
     Raise a SourceError or ReadError where a database does not answer, and no daemon either.
     """
-    answer = daemon.ask(settings)
+    heard = daemon.ask(settings)
+    answer = heard or None
     unreachable: list[str] = []
     source: _Source | None = None
     stored: _Stored | None = None
@@ -98,7 +99,16 @@ def read_status(settings: Settings) -> Status:
     except CdcError as error:
         _require_a_daemon(answer, error)
         unreachable.append(str(error))
-    return _told(settings, answer or {}, source, stored, unreachable)
+    told = _told(settings, answer or {}, source, stored, unreachable)
+    return told if heard is not daemon.SILENT else _silent(told)
+
+
+def _silent(told: Status) -> Status:
+    """Say of a pipeline that runs, by what the databases tell, that its daemon does not answer."""
+    if not told.goes_on:
+        return told
+    said, todo = hangs()
+    return replace(told, condition="stuck", verdict=said, next=(todo, *told.next))
 
 
 def _require_a_daemon(answer: daemon.Answer | None, error: CdcError) -> None:

@@ -70,6 +70,14 @@ def _lost(seen: Seen) -> Verdict | None:
     return None
 
 
+def hangs() -> tuple[str, str]:
+    """Say what is with a daemon that takes a connection and does not answer; and what to do."""
+    return (
+        "the daemon here does not answer: it is paused or hangs, or something else has http.listen",
+        "start it again (`systemctl restart cdc`): nothing is lost by it",
+    )
+
+
 _BY_STATE: Final[Mapping[State | None, tuple[Condition, str]]] = {
     State.STUCK: ("stuck", "nothing has got on for too long"),
     State.RETRYING: ("stuck", "it tries again"),
