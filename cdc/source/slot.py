@@ -206,6 +206,16 @@ def sample(connection: Connection, slot: str) -> Sample:
     return found
 
 
+def system_identifier(connection: Connection) -> str | None:
+    """Give what tells one cluster from another; None where it is not to be told to us."""
+    try:
+        with translated():
+            row = connection.execute("select system_identifier from pg_control_system()").fetchone()
+    except SourceNotReady:
+        return None
+    return str(row[0]) if row else None
+
+
 def end_reader(connection: Connection, slot: str) -> int | None:
     """End the session that streams from the slot, if it is a daemon like us; give its process.
 

@@ -193,6 +193,10 @@ def test_the_status_command_asks_the_daemon_and_goes_without_a_database(one_pipe
     blind = one_pipeline.cdc("status", **here, **nowhere)
     assert blind.stdout.startswith("fine "), blind.stderr
     assert "verification      unknown" in blind.stdout
+    other = one_pipeline.read.dsn(one_pipeline.name)
+    mistaken = one_pipeline.cdc("status", CDC_SOURCE__DSN=other)
+    assert "the write database is not the one" in mistaken.stdout.splitlines()[0]
+    assert "correct source.dsn" in mistaken.stdout.splitlines()[-1]
     process.send_signal(signal.SIGSTOP)
     hung = one_pipeline.cdc("status", **here)
     process.send_signal(signal.SIGCONT)

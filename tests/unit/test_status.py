@@ -32,6 +32,7 @@ ASIDE = {"mirror:public.t": 2}
         (FINE._replace(slot=UNREAD, state=None), "stopped", 1, "no daemon streams"),
         (FINE._replace(slot=None, state=None, has_checkpoint=False), "stopped", 1, "not set up"),
         (FINE._replace(slot=None, state=None), "needs you", 1, "slot is gone"),
+        (FINE._replace(slot=None, state=None, replaced=True), "needs you", 1, "is not the one"),
         (FINE._replace(slot=replace(UNREAD, wal_status="lost")), "needs you", 1, "slot is lost"),
         (FINE._replace(state=None, has_checkpoint=False), "needs you", 1, "no checkpoint"),
         (FINE._replace(slot=replace(READ, wal_status="unreserved")), "needs you", 1, "danger"),

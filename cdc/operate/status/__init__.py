@@ -70,6 +70,7 @@ class Status:
 class _Source(NamedTuple):
     slot: slot.SlotState | None
     sample: slot.Sample
+    system_identifier: str | None
 
 
 class _Stored(NamedTuple):
@@ -119,7 +120,11 @@ def _require_a_daemon(answer: daemon.Answer | None, error: CdcError) -> None:
 def _look_at_source(settings: Settings) -> _Source:
     name = settings.source.slot
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
-        return _Source(slot.read_slot(source, name), slot.sample(source, name))
+        return _Source(
+            slot.read_slot(source, name),
+            slot.sample(source, name),
+            slot.system_identifier(source),
+        )
 
 
 def _look_at_read(settings: Settings) -> _Stored:
@@ -165,6 +170,7 @@ def _told(
             lag_bytes=lag_bytes,
             quarantined=quarantined,
             mismatched=_mismatched(verified),
+            replaced=_replaced(source, point),
         )
     )
     return Status(
@@ -192,6 +198,12 @@ def _told(
         errors=tuple(map(_error, answer.get("errors", ()))),
         unreachable=tuple(unreachable),
     )
+
+
+def _replaced(source: _Source | None, point: checkpoint.Checkpoint | None) -> bool:
+    if source is None or source.system_identifier is None or point is None:
+        return False
+    return point.identity.system_identifier != source.system_identifier
 
 
 def _as_heard(answer: daemon.Answer) -> slot.SlotState:

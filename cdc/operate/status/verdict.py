@@ -27,6 +27,8 @@ class Seen(NamedTuple):
     lag_bytes: int | None
     quarantined: Mapping[str, int]
     mismatched: Mapping[str, int]
+    replaced: bool = False
+    """Whether the checkpoint is of another write database."""
 
 
 class Verdict(NamedTuple):
@@ -53,6 +55,10 @@ def judge(seen: Seen) -> Verdict:
 def _lost(seen: Seen) -> Verdict | None:
     """Judge what no daemon goes on from."""
     resync = "`cdc resync` makes a new slot and copies everything again; read tables stay readable"
+    if seen.replaced:
+        said = "the write database is not the one that the checkpoint belongs to"
+        mend = f"correct source.dsn or read.url; if it was replaced or restored: {resync}"
+        return Verdict("needs you", said, (mend,))
     match seen.slot, seen.has_checkpoint:
         case None, False:
             return Verdict(
