@@ -105,8 +105,8 @@ def read_status(settings: Settings) -> Status:
 
 
 def _silent(told: Status) -> Status:
-    """Say of a pipeline that runs, by what the databases tell, that its daemon does not answer."""
-    if not told.goes_on:
+    """Say that the daemon does not answer: the databases may tell of it for a minute still."""
+    if told.condition == "needs you":
         return told
     said, todo = hangs()
     return replace(told, condition="stuck", verdict=said, next=(todo, *told.next))
