@@ -105,7 +105,6 @@ class SourceUnavailable(SourceError):
     """The write database does not answer."""
 
     transient = True
-    usual_hint = "start it, or correct source.dsn"
 
 
 class SourceRefused(SourceError):
@@ -137,7 +136,6 @@ class ReadUnavailable(ReadError):
     """The read database does not answer."""
 
     transient = True
-    usual_hint = "start it, or correct read.url"
 
 
 class ReadLocked(ReadError):

@@ -72,8 +72,6 @@ class Retry:
         standing_by = isinstance(error, STANDING_BY)
         self._metrics.failures.retried(target, _reason(error), lost=not standing_by)
         hint = error.hint if isinstance(error, CdcError) else None
-        if hint is None and isinstance(error, CdcError) and not standing_by:
-            hint = error.usual_hint
         if not standing_by:
             self._metrics.history.failed(str(error), hint, now=time.time())
         state = State.STANDBY if standing_by else State.RETRYING

@@ -95,7 +95,9 @@ def source_error(error: psycopg.Error) -> CdcError:
     state = error.sqlstate
     if state is None:
         hint = refusal_hint(error, "source.dsn")
-        return SourceRefused(message, hint=hint) if hint else SourceUnavailable(message)
+        if hint is None:
+            return SourceUnavailable(message, hint="start it, or correct source.dsn")
+        return SourceRefused(message, hint=hint)
     if state in _BY_SQLSTATE:
         kind, hint = _BY_SQLSTATE[state]
         return kind(f"{message} ({state})", hint=hint)

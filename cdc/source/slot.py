@@ -105,7 +105,10 @@ def require_primary(connection: Connection) -> None:
     with translated():
         row = connection.execute("select pg_is_in_recovery()").fetchone()
     if row is not None and row[0]:
-        raise SourceUnavailable("write database: it is a standby, which has not been promoted")
+        raise SourceUnavailable(
+            "write database: it is a standby, which has not been promoted",
+            hint="promote it, or let source.dsn name the primary",
+        )
 
 
 def end_of_timeline(replication: Connection, system: System, timeline: int) -> Lsn | None:

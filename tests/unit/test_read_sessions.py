@@ -17,7 +17,7 @@ from cdc.errors import (
 )
 from cdc.sink import mysql_session, sqlite_session
 from cdc.sink.engine import connect, create_engine
-from cdc.sink.refused import RowsRefused
+from cdc.sink.refused import UNREACHABLE, RowsRefused
 from cdc.source.connection import connect as connect_source
 
 SECRET = "s3cr3t"
@@ -67,6 +67,8 @@ def test_what_a_number_of_mysql_means(
     assert type(error) is kind
     assert said in str(error)
     assert SECRET not in str(error) + str(error.hint)
+    # What is there need not be started.
+    assert (error.hint == UNREACHABLE) is (number in {2003, 2013})
 
 
 def test_an_error_of_the_driver_itself_blames_the_value_it_could_not_send() -> None:
