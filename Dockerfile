@@ -2,6 +2,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY cdc cdc
+COPY cdc_command cdc_command
 COPY projectors projectors
 RUN pip install --no-cache-dir --prefix=/install '.[mysql]'
 

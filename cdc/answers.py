@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from cdc.lsn import Lsn
-from cdc.observe.http import Answer, Route, as_json, as_text, metrics_answer
+from cdc.observe.http import Answer, Route, as_json, as_text, lingering, metrics_answer
 from cdc.observe.metrics import Metrics
 from cdc.observe.progress import described
 from cdc.observe.state import State
@@ -50,7 +50,7 @@ class Answers:
             "/live": lambda _: as_json(HTTPStatus.OK, {"live": True}),
             "/ready": lambda _: self._ready(),
             "/status": lambda _: as_json(HTTPStatus.OK, self.describe()),
-            "/wait": self._wait,
+            "/wait": lingering(self._wait),
         }
 
     def _ready(self) -> Answer:

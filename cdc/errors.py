@@ -53,6 +53,8 @@ class CdcError(Exception):
 
     exit_code: ClassVar[int] = 1
     transient: ClassVar[bool] = False
+    usual_hint: ClassVar[str | None] = None
+    """What helps as a rule, where an error brings no hint of its own."""
 
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, sql: Sequence[str] = ()
@@ -117,6 +119,7 @@ class SlotActive(SourceError):
     """Another session is streaming from the slot."""
 
     transient = True
+    usual_hint = "`cdc status` shows how it does; this command needs it stopped"
 
 
 class SlotBlocked(SourceError):
@@ -139,6 +142,7 @@ class ReadLocked(ReadError):
     """Another daemon holds the read database's lock for this slot: stand by."""
 
     transient = True
+    usual_hint = SlotActive.usual_hint
 
 
 class ReadTransactionLost(ReadUnavailable):

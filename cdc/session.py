@@ -132,6 +132,8 @@ class Session:
             interrupt()
 
     def _begin(self, retry: Retry) -> tuple[Pipeline, Lsn]:
+        # Who stands by finds a module that does not import now, and not when it is needed.
+        setup.imported(self._settings)
         read = self._standby.open(self._writer)
         with (
             self._interruptible(canceller(read)),

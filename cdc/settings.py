@@ -37,6 +37,17 @@ from cdc.names import TableName
 DEFAULT_PATH = Path("config/cdc.toml")
 _PREFIX = "CDC_"
 _HIGHEST_PORT = 65535
+_MOST_BYTES = 1024**2  # of the file: /dev/zero has no end
+_DAY = 24 * 3600
+_ENCODE = (
+    "a host or a port in it is none: in a URL's user and password percent-encode what is special, "
+    "@ as %40, / as %2F"
+)
+_GIBIBYTE = 1024**3
+_IN_OUR_WORDS = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "is no table"),
+    **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "is no list"),
+}
 _JSON_KEYS = {"projection.modules", "projection.mirrors", "source.trust_nulls"}
 _PATH_VARIABLE = "CDC_CONFIG"
 _POSTGRES = ("postgresql", "postgresql+psycopg")
@@ -52,14 +63,26 @@ def _table_name(text: str) -> str:
     return text
 
 
+def _module_name(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("is no module's name, such as projectors.blog")
+    return text
+
+
 SourceTable = Annotated[str, AfterValidator(_table_name)]
+Module = Annotated[str, AfterValidator(_module_name)]
+
+
+def _holds_secret(hosts: object) -> bool:
+    """Tell whether a password ends within the hosts: errors would tell its rest."""
+    return any("@" in host[1:] for host in str(hosts or "").split(","))
 
 
 def _silence(which: str) -> Any:
     return Field(
         30,
         ge=1,
-        le=24 * 3600,
+        le=_DAY,
         description=f"How long the {which} database may be silent where it is waited for. Then it "
         "is asked on another connection what it is doing: at work, or waiting for a lock, it is "
         "waited for longer; otherwise the connection is given up and made anew. A host that "
@@ -91,13 +114,14 @@ class Source(Section):
     slot_wait_seconds: int = Field(
         60,
         ge=0,
-        le=7 * 24 * 3600,
+        le=7 * _DAY,
         description="How long creating the slot may wait for transactions that write, before it is "
         "given up with no slot left behind; 0: for ever.",
     )
     heartbeat_seconds: int = Field(
         10,
         ge=0,
+        le=7 * _DAY,
         description="How often a message is written into the WAL, to see how long it takes to the "
         "checkpoint; 0: never. It writes no table.",
     )
@@ -117,6 +141,7 @@ class Source(Section):
     queue_bytes: int = Field(
         8 * 1024**2,
         ge=64 * 1024,
+        le=64 * _GIBIBYTE,
         description="How many bytes of decoded changes may wait in memory before reading pauses.",
     )
     silence_seconds: int = _silence("write")
@@ -130,9 +155,12 @@ class Source(Section):
     @classmethod
     def _parses(cls, dsn: SecretStr) -> SecretStr:
         try:
-            conninfo_to_dict(dsn.get_secret_value())
+            given = conninfo_to_dict(dsn.get_secret_value())
         except ProgrammingError:
             raise ValueError("is neither a libpq URL nor a key=value string") from None
+        ports = str(given.get("port") or "").split(",")
+        if _holds_secret(given.get("host")) or any(port and not port.isdigit() for port in ports):
+            raise ValueError(_ENCODE)
         return dsn
 
 
@@ -144,11 +172,15 @@ class Read(Section):
         "MariaDB), or `sqlite:///read.db`, which needs no server."
     )
     batch_changes: int = Field(
-        20_000, ge=1, description="The most changes applied in one read-database commit."
+        20_000,
+        ge=1,
+        le=1_000_000_000,
+        description="The most changes applied in one read-database commit.",
     )
     batch_bytes: int = Field(
         16 * 1024**2,
         ge=64 * 1024,
+        le=64 * _GIBIBYTE,
         description="The most bytes of changes applied in one read-database commit. A larger "
         "transaction is still applied atomically, in pieces of this size.",
     )
@@ -157,6 +189,7 @@ class Read(Section):
     takeover_seconds: float = Field(
         10.0,
         ge=1,
+        le=_DAY,
         description="How long another daemon's session may wait for its client, while nobody reads "
         "the slot, before a daemon that stands by ends it and takes over. The write database tells "
         "a paused one only after its `wal_sender_timeout`: it counts from then.",
@@ -169,6 +202,8 @@ class Read(Section):
             parsed = sa.make_url(url.get_secret_value())
         except (sa.exc.ArgumentError, ValueError):
             raise ValueError("is no SQLAlchemy URL: dialect+driver://user@host:port/db") from None
+        if _holds_secret(parsed.host):
+            raise ValueError(_ENCODE)
         if parsed.drivername not in _DRIVERS:
             known = ", ".join(name for name in _DRIVERS if "+" in name or name == "sqlite")
             raise ValueError(f"names {parsed.drivername}; supported: {known}")
@@ -201,7 +236,7 @@ class MirrorSettings(Section):
 class ProjectionSettings(Section):
     """What becomes of the changes."""
 
-    modules: tuple[str, ...] = Field((), description="Python modules that hold projectors.")
+    modules: tuple[Module, ...] = Field((), description="Python modules that hold projectors.")
     mirrors: tuple[MirrorSettings, ...] = Field((), description="Tables mirrored without code.")
     follow_schema: bool = Field(
         False,
@@ -253,6 +288,7 @@ class CopySettings(Section):
     max_rows_per_second: int = Field(
         0,
         ge=0,
+        le=1_000_000_000,
         description="How many rows are copied in a second, of all tables together, to spare the "
         "databases; 0: as many as can be.",
     )
@@ -264,6 +300,7 @@ class DaemonSettings(Section):
     stuck_seconds: int = Field(
         60,
         ge=0,
+        le=7 * _DAY,
         description="After so many seconds without progress, while there is something to apply, "
         "the state is `stuck` and `/ready` answers 503; 0: never.",
     )
@@ -328,9 +365,16 @@ with catch_warnings():
             return env_settings, init_settings
 
 
+_ONE_UNDERSCORE = {
+    f"{_PREFIX}{section}_{key}".upper(): f"{_PREFIX}{section}__{key}".upper()
+    for section, field in Settings.model_fields.items()
+    for key in field.annotation.model_fields  # type: ignore[union-attr]
+}
+
+
 def config_path(path: Path | None) -> Path:
     """Give the configuration file to read: the option, else CDC_CONFIG, else the default."""
-    return path or Path(os.environ.get(_PATH_VARIABLE, DEFAULT_PATH))
+    return path or Path(os.environ.get(_PATH_VARIABLE) or DEFAULT_PATH)
 
 
 def load(path: Path | None = None) -> Settings:
@@ -351,16 +395,32 @@ def load(path: Path | None = None) -> Settings:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise SettingError(
             f"there is no configuration file {path}",
             hint="name one with --config FILE or CDC_CONFIG, or start from config/cdc.toml",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"the configuration file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # a path may hold what none can
+        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SettingError(f"the configuration file {path} cannot be read: {told}") from None
+    if len(content) > _MOST_BYTES:
+        raise SettingError(f"the configuration file {path} is larger than {_MOST_BYTES} bytes")
+    return _parse(content, path)
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"the configuration file {path} is not UTF-8, at byte {error.start}"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise SettingError(f"{path} is not TOML for us: it is nested too deeply") from None
 
 
 def _not_json() -> str | None:
@@ -376,9 +436,16 @@ def _not_json() -> str | None:
 
 
 def _refuse_unknown_variables() -> None:
-    """Catch `CDC_SORUCE__DSN`, which pydantic-settings would ignore."""
+    """Catch `CDC_SORUCE__DSN` and `CDC_SOURCE_DSN`, which pydantic-settings would ignore.
+
+    Others may begin with CDC_, too: those that Kubernetes sets for a service of that name.
+    """
     sections = {name.upper() for name in Settings.model_fields}
     for variable in os.environ:
+        if meant := _ONE_UNDERSCORE.get(variable):
+            raise SettingError(
+                f"the environment sets {variable}, which is no key", hint=f"did you mean {meant}?"
+            )
         section = variable.removeprefix(_PREFIX).partition("__")[0].upper()
         known = section in sections or variable == _PATH_VARIABLE
         if variable.startswith(_PREFIX) and "__" in variable and not known:
@@ -391,14 +458,16 @@ def _refuse_unknown_variables() -> None:
 
 def _explain(error: ValidationError, path: Path) -> str:
     first = _first(error)
-    key = _dotted(first["loc"])
+    key = _dotted(_loc(first))
     match first["type"]:
         case "extra_forbidden":
             return f"{path}: unknown key {key}"
         case "missing":
             return f"{path}: {key} is missing"
-        case _:
-            reason = first["msg"].removeprefix("Value error, ")
+        case "string_pattern_mismatch":
+            return f"{path}: {key}: does not fit. {_description(_loc(first))}"
+        case kind:
+            reason = _IN_OUR_WORDS.get(kind) or first["msg"].removeprefix("Value error, ")
             return f"{path}: {key}: {reason}"
 
 
@@ -408,9 +477,19 @@ def _first(error: ValidationError) -> ErrorDetails:
     return next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
 
 
+def _loc(first: ErrorDetails) -> tuple[int | str, ...]:
+    """Give the place of a key; of a section that is missing, that of the key it must have."""
+    loc = first["loc"]
+    if first["type"] != "missing" or len(loc) > 1:
+        return loc
+    section: Any = Settings.model_fields[str(loc[0])].annotation
+    needed = [name for name, field in section.model_fields.items() if field.is_required()]
+    return (*loc, *needed[:1])
+
+
 def _hint(error: ValidationError) -> str | None:
     first = _first(error)
-    loc = first["loc"]
+    loc = _loc(first)
     if first["type"] == "missing":
         variable = _PREFIX + "__".join(str(part).upper() for part in loc)
         return f"set it in the file, or as {variable} in the environment"
@@ -420,7 +499,15 @@ def _hint(error: ValidationError) -> str | None:
     return f"did you mean {_dotted((*loc[:-1], near[0]))}?" if near else None
 
 
+def _description(loc: tuple[int | str, ...]) -> str:
+    return _model_at(loc[:-1]).model_fields[str(loc[-1])].description or ""
+
+
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    return list(_model_at(loc).model_fields)
+
+
+def _model_at(loc: tuple[int | str, ...]) -> Any:
     model: Any = Settings
     for part in loc:
         if isinstance(part, str):
@@ -428,7 +515,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
             model = next(
                 (a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation
             )
-    return list(model.model_fields)
+    return model
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

@@ -35,6 +35,14 @@ _REFUSALS: Final = (
     (r"could not read root certificate file", "correct sslrootcert in {where}"),
     (r"server does not support SSL", "let the server use TLS: ssl = on"),
     (r"permission denied for database", "grant connect on database ... to the role"),
+    (r"unrecognized configuration parameter", "correct `options` in {where}"),
+    (r'invalid \S+ value: "', "correct the parameter in {where} that the message names"),
+    (r"invalid port number: ", "correct the port in {where}"),
+    (r"invalid integer value .* for connection option", "correct it in {where}"),
+    (r"bad value for connect_timeout", "give connect_timeout in {where} in whole seconds"),
+    (r"could not match \d+ (port numbers|host names)", "give as many ports as hosts in {where}"),
+    (r'definition of service ".*" not found', "correct `service` in {where}, or PGSERVICEFILE"),
+    (r'service file ".*" not found', "correct PGSERVICEFILE, or leave `service` out of {where}"),
 )
 
 

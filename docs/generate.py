@@ -214,7 +214,8 @@ The last line is `ready` where nothing blocks, and the exit code 0; else it is 1
 may be left as it is. `--json` gives a list of findings with `name`, `what`, `why`, `remedy`,
 `blocks`, `where` (`write`, `read`, or `configuration`) and `sql`, a list of statements to be
 executed there one by one. Names do not change. A finding that is an error of the daemon's has that
-error's name: [errors](errors.md).
+error's name: [errors](errors.md). Where it is to listen (`http.listen`) is tried, too, unless the
+daemon answers there.
 """
 
 
@@ -262,7 +263,9 @@ def command_functions(group: typer.Typer, name: str) -> Iterator[tuple[str, Any]
 def _options(function: Any) -> Iterator[str]:
     for parameter in inspect.signature(function).parameters.values():
         kind, info = parameter.annotation.__origin__, parameter.annotation.__metadata__[0]
-        words = [*(info.param_decls or ()), info.metavar or _choices(kind)]
+        # In an annotation the first name of an option stands where typer has its default.
+        first = [info.default] if isinstance(info.default, str) else []
+        words = [*first, *(info.param_decls or ()), info.metavar or _choices(kind)]
         spelled = " ".join(words).strip().replace("|", "\\|")
         usual = parameter.default
         told = (info.help or "").replace("|", "\\|")

@@ -1,5 +1,6 @@
 """The command line: one module for each subject, put together here."""
 
+import errno
 import sys
 from typing import Final
 
@@ -8,11 +9,14 @@ import typer
 from cdc.cli import quarantine
 from cdc.cli.demo import demo
 from cdc.cli.examine import check, status
-from cdc.cli.failure import report, report_fault
+from cdc.cli.failure import report, report_fault, report_unwritten
 from cdc.cli.mend import copy, resync, verify
 from cdc.cli.pipeline import drop, setup
 from cdc.cli.run import run
 from cdc.errors import CdcError
+
+_UNWRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a full or broken disk answers to a write."""
 
 __all__ = ["app", "main", "report"]
 
@@ -35,6 +39,12 @@ def main() -> None:
     except CdcError as error:
         report(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _UNWRITTEN:
+            report_fault(error)
+        else:
+            report_unwritten(error)
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001  a fault of ours, told as far as it may be
         report_fault(error)
         sys.exit(1)

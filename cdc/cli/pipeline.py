@@ -41,5 +41,9 @@ def drop(
     settings = load(config)
     slot = settings.source.slot
     confirmed_by(yes)(f"Drop slot {slot}, its publications and its checkpoint")
-    for what in drop_pipeline(settings) or ["nothing: there was nothing to drop"]:
+    dropped_any = False
+    for what in drop_pipeline(settings):
+        dropped_any = True
         typer.echo(f"dropped {what}")
+    if not dropped_any:
+        typer.echo("dropped nothing: there was nothing to drop")

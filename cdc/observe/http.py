@@ -1,5 +1,6 @@
 """Metrics, health and status over HTTP: read-only, GET and HEAD alone."""
 
+import errno
 import json
 import threading
 import time
@@ -19,6 +20,7 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _SECONDS: Final = 10.0  # for a request to arrive, and again for its answer to be taken
 _HEAD_BYTES: Final = 16 * 1024
 _CONNECTIONS: Final = 32
+_LINGERING: Final = 24  # of these: the rest is for probes and scrapes
 _ALLOWED: Final = ("GET", "HEAD")
 # The page brings all it needs, and asks only us.
 _POLICY: Final = (
@@ -161,11 +163,13 @@ class HttpServer:
             family = AF_INET6 if ":" in host else AF_INET
             server = type("Server", (_Server,), {"address_family": family})
             self._server: _Server = server(address, _Request)
-        except OSError as error:
+        except (OSError, TypeError) as error:  # the latter: no host is named so
+            told = error.strerror if isinstance(error, OSError) else "it is no host's name"
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            who = "another daemon runs here, or something else has the port: " if taken else ""
             raise PortTaken(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                hint="another daemon runs here, or something else has the port: set http.listen, "
-                "or CDC_HTTP__LISTEN",
+                f"cannot listen on {host}:{port}: {told}",
+                hint=f"{who}correct http.listen, or CDC_HTTP__LISTEN",
             ) from None
         self._server.routes = routes
         self._thread = threading.Thread(
@@ -186,6 +190,21 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def lingering(route: Route) -> Route:
+    """Bound how many clients wait for a slow route at once: the others are answered 503."""
+    free = threading.BoundedSemaphore(_LINGERING)
+
+    def answer(query: str) -> Answer:
+        if not free.acquire(blocking=False):
+            return as_text(HTTPStatus.SERVICE_UNAVAILABLE, f"{_LINGERING} wait already\n")
+        try:
+            return route(query)
+        finally:
+            free.release()
+
+    return answer
 
 
 def metrics_answer(registry: CollectorRegistry) -> Answer:

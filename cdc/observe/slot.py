@@ -87,7 +87,8 @@ class SlotWal(Collector):
         )
         yield GaugeMetricFamily(
             "cdc_slot_active",
-            "1 while somebody streams from the slot, be it another daemon.",
+            "1 where somebody, be it another daemon, streamed from the slot when it was last "
+            "looked at.",
             bool(found and found.active),
         )
         status = (found.wal_status if found else None) or "none"

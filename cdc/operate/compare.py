@@ -153,7 +153,7 @@ def _rows(source: Connection, table: SourceTable, relation: Relation) -> Iterato
 def _projected(projector: Projector, change: Inserted) -> list[Operation]:
     try:
         return list(projector.operations(change))
-    except Exception as error:  # noqa: BLE001  a projector may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a projector may raise anything
         # Another exception's message may hold values of the row: only its type is told.
         ours = isinstance(error, ProjectionError)
         cause = str(error) if ours else type(error).__name__

@@ -1,5 +1,6 @@
 """Take the pipeline down: slot, publications, bookkeeping. Read tables stay."""
 
+from collections.abc import Iterator
 from contextlib import closing
 
 from cdc.settings import Settings
@@ -10,31 +11,31 @@ from cdc.source import publication, slot
 from cdc.source.connection import Connection, connect
 
 
-def drop(settings: Settings) -> list[str]:
-    """Drop what setup made, but for the read tables; name what was there.
+def drop(settings: Settings) -> Iterator[str]:
+    """Drop what setup made, but for the read tables; name what was there, as it goes.
 
-    The slot goes first: raise SlotActive, with nothing dropped, while a daemon streams.
+    The slot goes first, whatever the read database does: raise SlotActive, with nothing dropped,
+    while a daemon streams.
     """
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
-        removed = _drop_from_source(settings, source)
+        yield from _drop_from_source(settings, source)
     engine = create_engine(settings.read.url.get_secret_value(), reading=True)
     with closing(connect_read(engine)) as read, translated(), read.begin():
-        if checkpoint.forget(read, settings.source.slot):
-            removed.append(f"checkpoint of slot {settings.source.slot}")
+        forgotten = checkpoint.forget(read, settings.source.slot)
         copies.forget(read, settings.source.slot)
         quarantine.forget(read, settings.source.slot)
         source_columns.forget(read, settings.source.slot)
         verifications.forget(read, settings.source.slot)
-    return removed
+    if forgotten:
+        yield f"checkpoint of slot {settings.source.slot}"
 
 
-def _drop_from_source(settings: Settings, source: Connection) -> list[str]:
+def _drop_from_source(settings: Settings, source: Connection) -> Iterator[str]:
     """Drop the slot, and the publications unless another slot may be using them."""
-    name, removed = settings.source.slot, []
+    name = settings.source.slot
     if slot.read_slot(source, name) is not None:
         slot.drop_slot(source, name)
-        removed.append(f"slot {name}")
+        yield f"slot {name}"
     if settings.source.plugin == "pgoutput" and not publication.shared(source, name):
-        dropped = publication.drop_publications(source, settings.source.publication)
-        removed += [f"publication {publication_name}" for publication_name in dropped]
-    return removed
+        for dropped in publication.drop_publications(source, settings.source.publication):
+            yield f"publication {dropped}"

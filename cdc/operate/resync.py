@@ -45,8 +45,8 @@ def resync(settings: Settings, *, confirm: Callable[[str], None]) -> list[Unit]:
         with closing(connect(dsn)) as source, closing(connect_replication(dsn)) as replication:
             plan = setup.plan(settings, source)
             state = slot.read_slot(source, settings.source.slot)
-            _require_possible(settings, state, read)
-            confirm(WHAT_IT_DOES.format(slot=settings.source.slot))
+            stored = _require_possible(settings, state, read)
+            confirm(_asked(settings, stored, slot.identify(replication)))
             setup.prepare_read_side(read, plan.registry)
             _intend(settings, plan.registry, replication, read)
             _drop_slot(settings, state, source)
@@ -56,9 +56,16 @@ def resync(settings: Settings, *, confirm: Callable[[str], None]) -> list[Unit]:
     return plan.registry.units()
 
 
+def _asked(settings: Settings, stored: checkpoint.Checkpoint | None, system: slot.System) -> str:
+    """Say what will happen, and whether it is all going to come from somewhere else."""
+    other = stored is not None and stored.identity.system_identifier != system.identifier
+    doubt = "The write database is another one than before: is source.dsn right? " if other else ""
+    return doubt + WHAT_IT_DOES.format(slot=settings.source.slot)
+
+
 def _require_possible(
     settings: Settings, state: slot.SlotState | None, read: sa.Connection
-) -> None:
+) -> checkpoint.Checkpoint | None:
     name = settings.source.slot
     with translated(), read.begin():
         stored, copied = checkpoint.load(read, name), copies.load(read, name)
@@ -77,6 +84,7 @@ def _require_possible(
         raise NothingToCopy(
             f"slot {name} is not set up in this read database", hint="`cdc run` does that"
         )
+    return stored
 
 
 def _intend(

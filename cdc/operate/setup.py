@@ -116,12 +116,19 @@ class Plan:
         return {table.oid: table.name for table in self.schema.values() if table.partitioned}
 
 
+def imported(settings: Settings) -> list[FunctionProjector]:
+    """Import the projectors, and hold them to one another; raise a ConfigurationError."""
+    functions = load(settings.projection.modules)
+    Registry(functions)
+    return functions
+
+
 def plan(settings: Settings, source: Connection) -> Plan:
     """Import the projectors and hold them to the source's catalog.
 
     Raise a ConfigurationError or a SourceError.
     """
-    functions = load(settings.projection.modules)
+    functions = imported(settings)
     wanted = [TableName.parse(mirror.source) for mirror in settings.projection.mirrors]
     wanted += [name for function in functions for name in function.sources]
     seen = slot.current_snapshot(source)
@@ -206,10 +213,13 @@ def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
         log.info("created read table", extra={"table": table.fullname})
 
 
-def _prepare_source(settings: Settings, source: Connection, plan: Plan) -> None:
+def _prepare_source(
+    settings: Settings, source: Connection, plan: Plan, state: slot.SlotState | None
+) -> None:
     """Create or extend the publications, where the plugin needs them."""
     if settings.source.plugin == "pgoutput":
-        publication.publish(source, plan.publications(settings.source.publication))
+        wanted = plan.publications(settings.source.publication)
+        publication.publish(source, wanted, slot_exists=state is not None)
 
 
 class Found(NamedTuple):
@@ -269,7 +279,9 @@ def begin(
     name, plugin = settings.source.slot, settings.source.plugin
     identity = checkpoint.Identity(name, plugin, found.system.identifier, found.system.timeline)
     start, state, stored = found.start, found.slot, found.checkpoint
-    _prepare_source(settings, source, plan)  # before the slot: decoding looks it up as of then
+    _prepare_source(
+        settings, source, plan, state
+    )  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         _carry_along(settings, state, replication)
         with translated(), read.begin():

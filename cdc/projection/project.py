@@ -50,7 +50,7 @@ def project(
             try:
                 for operation in projector.operations(change):
                     yield projector, operation
-            except Exception as error:  # noqa: BLE001  a projector may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001  it may raise anything
                 raise _raised(error, projector, transaction, change=change) from None
     if laps is not None and running is not None:
         laps.seconds[running.name] += (laps.clock() - since) * laps.weight
@@ -80,12 +80,12 @@ def project_one(projector: Projector, change: Change, transaction: Transaction) 
     """Give what one of a transaction's changes means for one projector; raise ProjectionError."""
     try:
         return list(projector.operations(change))
-    except Exception as error:  # noqa: BLE001  a projector may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  likewise
         raise _raised(error, projector, transaction, change=change) from None
 
 
 def _raised(
-    error: Exception, projector: Projector, transaction: Transaction, *, change: Change
+    error: Exception | SystemExit, projector: Projector, transaction: Transaction, *, change: Change
 ) -> Exception:
     if isinstance(error, CatalogOutdated):
         where = f"in the transaction committed at {transaction.commit_lsn}"
@@ -96,7 +96,7 @@ def _raised(
 
 
 def _failed(
-    error: Exception, projector: Projector, transaction: Transaction, *, change: Change
+    error: Exception | SystemExit, projector: Projector, transaction: Transaction, *, change: Change
 ) -> ProjectionError:
     ours = isinstance(error, ProjectionError)
     # Another exception's message may hold values of the row: only its type and place are told.
@@ -130,6 +130,6 @@ def describe(change: Change) -> str:
     return f"{kind} {change.relation.name} ({key})"
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}:{frame.lineno}"

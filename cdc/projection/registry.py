@@ -2,11 +2,14 @@
 
 import importlib
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import redirect_stdout
 from copy import copy
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import sqlalchemy as sa
@@ -125,37 +128,59 @@ def sorted_tables(tables: Iterable[sa.Table]) -> list[sa.Table]:
 def load(modules: Sequence[str]) -> list[FunctionProjector]:
     """Import the modules and collect their projectors, in the order of their definition.
 
-    The working directory is searched, as `python -m` does. Raise ProjectorImportError.
+    The working directory is searched, as `python -m` does. What they print while they are
+    imported goes to stderr. Raise ProjectorImportError.
     """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     found: dict[int, FunctionProjector] = {}
-    for name in modules:
-        for value in vars(_imported(name)).values():
+    for module in _imported(modules):
+        for value in vars(module).values():
             if isinstance(value, FunctionProjector):
                 found.setdefault(id(value), value)
     return list(found.values())
 
 
-def _imported(name: str) -> object:
+def _imported(modules: Sequence[str]) -> list[ModuleType]:
+    """Import in a daemon's thread: a thread that a module starts then keeps no command alive."""
+    imported: list[ModuleType] = []
+    errors: list[BaseException] = []
+
+    def import_all() -> None:
+        try:
+            with redirect_stdout(sys.stderr):  # stdout is for the command's answer
+                imported.extend(_module(name) for name in modules)
+        except BaseException as error:  # noqa: BLE001  raised again by who waits
+            errors.append(error)
+
+    thread = threading.Thread(target=import_all, name="import", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return imported
+
+
+def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ConfigurationError:
         raise
-    except Exception as error:  # noqa: BLE001  a module may raise anything
+    except BaseException as error:  # noqa: BLE001  a module may raise anything, SystemExit too
         raise ProjectorImportError(
             f"projector module {name} does not import: {type(error).__name__}: {error}"
-            f" ({_place(error)})",
+            f"{_place(error)}",
             hint="run `python -c 'import "
             f"{name}'` in the directory the daemon starts in; see [projection] modules",
         ) from None
 
 
 def _place(error: BaseException) -> str:
+    """Say where a module raised; nothing where it has not begun, as of one that is not there."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "importlib" not in frame.filename]
-    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else "no such module"
+    theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
 
 
 def _resolved(projectors: list[Projector]) -> list[Projector]:

@@ -8,9 +8,10 @@ from typing import Any, Final, Protocol
 import psycopg
 import sqlalchemy as sa
 
-from cdc.errors import CdcError, ConfigurationError, ReadError
+from cdc.errors import CdcError, ConfigurationError, ReadError, ReadRefused
 from cdc.lookout import Line, Lookout, Server, cut_after
 from cdc.sink import mysql_session, postgres_session, sqlite_session
+from cdc.sink.refused import RowsRefused
 
 _CANCELLERS: Final = {
     "postgresql": postgres_session.canceller,
@@ -45,7 +46,7 @@ def create_engine(
 
     `reading` tells that it is only looked at: nothing is made by connecting. `silence_seconds` is
     how long a host that vanished may go unnoticed. Raise ConfigurationError where the dialect's
-    driver is not installed.
+    driver is not installed, ReadRefused where a parameter in the URL is none.
     """
     parsed = sa.make_url(url)
     backend = parsed.get_backend_name()
@@ -60,6 +61,8 @@ def create_engine(
             f"read.url needs the driver {error.name}, which is not installed",
             hint="pip install 'cdc-daemon[mysql]'",
         ) from None
+    except ValueError as error:
+        raise _unusable(error) from None
 
 
 def watched(url: str, lookout: Lookout, *, reading: bool = False, seconds: int) -> sa.Engine:
@@ -109,8 +112,21 @@ class _ReadServer:
 
 def connect(engine: sa.Engine) -> sa.Connection:
     """Open a connection; raise a ReadError."""
-    with translated():
-        return engine.connect()
+    try:
+        with translated():
+            return engine.connect()
+    except (RowsRefused, TypeError, ValueError, OSError) as error:  # before a server is asked
+        raise _unusable(error) from None
+
+
+def _unusable(error: Exception) -> ReadRefused:
+    """Say that a parameter cannot be used; the driver's message may repeat what is secret."""
+    told = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return ReadRefused(
+        f"read database: a parameter in its URL cannot be used ({told})",
+        hint="correct what follows the `?` in read.url: a name that the driver does not know, a "
+        "number that is none, a file that is not there",
+    )
 
 
 def number_of(connection: sa.Connection) -> int | None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
 from cdc.lookout import Line, Server, keepalives, line_of, silence
 from cdc.sink.mysql_ddl import ExactTables, ExactTypes
-from cdc.sink.refused import RowsRefused
+from cdc.sink.refused import UNREACHABLE, RowsRefused
 
 _CONNECT_SECONDS: Final = 10
 _KEEPALIVES: Final = {
@@ -51,6 +51,7 @@ _PASSING: Final = frozenset(
         *(3572, 4031),
     }
 )
+_UNREACHED: Final = frozenset({2002, 2003, 2005, 2006, 2013})
 _REFUSED: Final = {
     1044: "grant the user in read.url its database",
     1045: "correct the user or the password in read.url",
@@ -174,7 +175,7 @@ def read_error(error: Exception) -> CdcError:
     if number is None:
         if type(error).__name__ in {"DataError", "ProgrammingError", "NotSupportedError"}:
             return RowsRefused(f"{type(error).__name__}: a value that MySQL cannot be sent")
-        return ReadUnavailable(f"read database: {type(error).__name__}")
+        return ReadUnavailable(f"read database: {type(error).__name__}", hint=UNREACHABLE)
     if number in _BLAMES_ROWS:
         return RowsRefused(f"{_blamed(error)} (error {number})")
     message = f"read database: {_one_line(error)} (error {number})"
@@ -183,7 +184,7 @@ def read_error(error: Exception) -> CdcError:
     if remedy is not None:
         return ReadRefused(message, hint=remedy)
     if number in _PASSING or number == 0:
-        return ReadUnavailable(message)
+        return ReadUnavailable(message, hint=UNREACHABLE if number in _UNREACHED else None)
     return ReadError(message, hint=_HINTS.get(number))
 
 

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 
 from cdc.errors import CdcError, ReadError, ReadRefused, ReadUnavailable
 from cdc.lookout import POSTGRES_AT_WORK, POSTGRES_END, Line, Server, keepalives, line_of
-from cdc.sink.refused import RowsRefused
+from cdc.sink.refused import UNREACHABLE, RowsRefused
 from cdc.sqlstate import blames_rows, one_line, passes_by_itself, refusal_hint
 
 # Joins are always from a batch to its rows by key: a planner that has no statistics on the
@@ -102,7 +102,8 @@ def read_error(error: psycopg.Error) -> CdcError:
     if state is None:
         message = f"read database: {one_line(error)}"
         hint = refusal_hint(error, "read.url")
-        return ReadRefused(message, hint=hint) if hint else ReadUnavailable(message)
+        kind = ReadRefused if hint else ReadUnavailable
+        return kind(message, hint=hint or UNREACHABLE)
     if state[:2] == "28":
         return ReadRefused(f"read database: {one_line(error)}", hint="correct read.url")
     if passes_by_itself(state):

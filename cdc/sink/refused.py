@@ -1,9 +1,12 @@
-"""What every kind of read database says of rows it will not take."""
+"""What is said, of every kind of read database, where it will not take rows or is not there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from cdc.errors import ReadError
+
+UNREACHABLE: Final = "start it, or correct read.url"
 
 
 class RowsRefused(ReadError):

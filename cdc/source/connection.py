@@ -62,6 +62,7 @@ def _connected(conninfo: str) -> Connection:
 
 def _conninfo(dsn: str, session: Mapping[str, str], **parameters: str) -> str:
     given = conninfo_to_dict(dsn)
+    given.pop("replication", None)  # which of our connections stream is not the DSN's to say
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     defaults: dict[str, Any] = {
         "connect_timeout": _CONNECT_SECONDS,
@@ -94,7 +95,9 @@ def source_error(error: psycopg.Error) -> CdcError:
     state = error.sqlstate
     if state is None:
         hint = refusal_hint(error, "source.dsn")
-        return SourceRefused(message, hint=hint) if hint else SourceUnavailable(message)
+        if hint is None:
+            return SourceUnavailable(message, hint="start it, or correct source.dsn")
+        return SourceRefused(message, hint=hint)
     if state in _BY_SQLSTATE:
         kind, hint = _BY_SQLSTATE[state]
         return kind(f"{message} ({state})", hint=hint)

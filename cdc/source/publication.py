@@ -141,8 +141,8 @@ def may_publish(connection: Connection, publications: Wanted) -> bool:
     return bool(row and row[0])
 
 
-def publish(connection: Connection, publications: Wanted) -> None:
-    """Create or extend the publications where needed.
+def publish(connection: Connection, publications: Wanted, *, slot_exists: bool) -> None:
+    """Create or extend the publications where needed; a slot that exists has changes without them.
 
     Raise SourceNotReady where that is not allowed, or where one leaves out what is wanted: it is
     somebody's own, and not changed.
@@ -158,9 +158,12 @@ def publish(connection: Connection, publications: Wanted) -> None:
             with translated():
                 for statement in difference.statements:
                     connection.execute(statement)
-            log.warning(
-                "changed a publication: earlier changes are not in it", extra={"sql": written}
-            )
+            if slot_exists:
+                log.warning(
+                    "changed a publication: earlier changes are not in it", extra={"sql": written}
+                )
+            else:
+                log.info("prepared publication", extra={"sql": written})
         except SourceNotReady as error:
             raise SourceNotReady(
                 f"the publication cannot be made: {error}",

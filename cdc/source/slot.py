@@ -105,7 +105,10 @@ def require_primary(connection: Connection) -> None:
     with translated():
         row = connection.execute("select pg_is_in_recovery()").fetchone()
     if row is not None and row[0]:
-        raise SourceUnavailable("write database: it is a standby, which has not been promoted")
+        raise SourceUnavailable(
+            "write database: it is a standby, which has not been promoted",
+            hint="promote it, or let source.dsn name the primary",
+        )
 
 
 def end_of_timeline(replication: Connection, system: System, timeline: int) -> Lsn | None:
@@ -204,6 +207,16 @@ def sample(connection: Connection, slot: str) -> Sample:
         found = cursor.execute(_SAMPLE, [slot]).fetchone()
     assert found is not None  # noqa: S101  one row, joined from the left
     return found
+
+
+def system_identifier(connection: Connection) -> str | None:
+    """Give what tells one cluster from another; None where it is not to be told to us."""
+    try:
+        with translated():
+            row = connection.execute("select system_identifier from pg_control_system()").fetchone()
+    except SourceNotReady:
+        return None
+    return str(row[0]) if row else None
 
 
 def end_reader(connection: Connection, slot: str) -> int | None:

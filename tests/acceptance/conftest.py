@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -94,10 +94,13 @@ listen = "127.0.0.1:0"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("CDC_")}
         return {**kept, "PYTHONUNBUFFERED": "1", **variables}
 
-    def cdc(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def cdc(
+        self, *arguments: str, output: TextIO | int = subprocess.PIPE, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self._command(arguments),
-            capture_output=True,
+            stdout=output,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=SECONDS,
             check=False,

@@ -160,6 +160,13 @@ def test_a_projector_module_that_does_not_import(ready):
     refuses(ready, 2, "models", "nothing_of_that_name")
 
 
+def test_a_projector_module_that_leaves_is_no_success(ready):
+    module(ready, "import sys\nsys.exit(0)")
+    refuses(ready, 2, "models", "SystemExit: 0")
+    done = ready.cdc("check")
+    assert (done.returncode, "SystemExit: 0" in done.stdout) == (1, True)
+
+
 def test_a_projector_module_that_does_not_exist(ready):
     ready.configure('[projection]\nmodules = ["no.such.module"]')
     refuses(ready, 2, "no.such.module")
@@ -187,6 +194,7 @@ def test_a_projector_of_a_table_that_is_not_there(ready):
         ("Upsert(U, id=1)", "not in its `into`"),
         ('change.row["nope"]', 'no column "nope"'),
         ('int(change.row["v"])', "ValueError at"),
+        ("exit(0)", "SystemExit at"),
         ("42", "returned"),
     ],
 )
@@ -212,7 +220,14 @@ def test_the_http_port_is_taken(ready):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refuses(ready, 2, f"127.0.0.1:{port}", "http.listen", CDC_HTTP__LISTEN=f"127.0.0.1:{port}")
+        listen = f"127.0.0.1:{port}"
+        refuses(ready, 2, listen, "http.listen", CDC_HTTP__LISTEN=listen)
+        done = ready.cdc("check", CDC_HTTP__LISTEN=listen)
+        assert (done.returncode, "PortTaken" in done.stdout) == (1, True)
+    assert ready.cdc("check", CDC_HTTP__LISTEN=listen).returncode == 0
+    process = ready.start(CDC_HTTP__LISTEN=listen)
+    ready.url(process)
+    assert "PortTaken" not in ready.cdc("check", CDC_HTTP__LISTEN=listen).stdout
 
 
 def test_a_write_that_the_read_database_refuses_names_key_and_loses_nothing(ready):

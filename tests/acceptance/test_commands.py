@@ -1,8 +1,10 @@
 """The commands and the HTTP answers, as an operator and Prometheus see them."""
 
 import json
+import signal
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,8 +58,11 @@ def test_setup_then_check_then_status_then_run_then_drop(ready):
     assert status["slot_exists"] is True
     assert status["streaming"] is False
     assert status["checkpoint_lsn"] is not None
+    dropped = ready.cdc("drop", "--yes", CDC_READ__URL="mysql+pymysql://u@127.0.0.1:1/gone")
+    assert (dropped.returncode, f"dropped slot {ready.name}\n" in dropped.stdout) == (4, True)
+    assert "start it, or correct read.url" in dropped.stderr
     dropped = ready.cdc("drop", "--yes")
-    assert f"dropped slot {ready.name}" in dropped.stdout
+    assert "dropped checkpoint" in dropped.stdout
     assert ready.source(
         "select (select count(*) from pg_replication_slots "
         f"where slot_name = '{ready.name}'), (select count(*) from pg_publication)"
@@ -95,6 +100,10 @@ def test_drop_is_refused_while_a_daemon_streams(ready):
 
 def test_drop_asks_first(ready):
     ready.cdc("setup")
+    with Path("/dev/full").open("w") as full:
+        broken = ready.cdc("status", output=full)
+    assert broken.stderr.splitlines()[0] == "error: cannot write: No space left on device"
+    assert broken.returncode == 1
     done = ready.cdc("drop")
     assert done.returncode == 1
     assert ready.checkpoint() > 0
@@ -184,6 +193,15 @@ def test_the_status_command_asks_the_daemon_and_goes_without_a_database(one_pipe
     blind = one_pipeline.cdc("status", **here, **nowhere)
     assert blind.stdout.startswith("fine "), blind.stderr
     assert "verification      unknown" in blind.stdout
+    other = one_pipeline.read.dsn(one_pipeline.name)
+    mistaken = one_pipeline.cdc("status", CDC_SOURCE__DSN=other)
+    assert "the write database is not the one" in mistaken.stdout.splitlines()[0]
+    assert "correct source.dsn" in mistaken.stdout.splitlines()[-1]
+    process.send_signal(signal.SIGSTOP)
+    hung = one_pipeline.cdc("status", **here)
+    process.send_signal(signal.SIGCONT)
+    assert (hung.returncode, hung.stdout.split()[0]) == (1, "stuck")
+    assert "the daemon here does not answer" in hung.stdout
     process.terminate()
     assert process.wait(60) == 0
     after = one_pipeline.cdc("status", **here)

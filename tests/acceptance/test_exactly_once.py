@@ -168,6 +168,8 @@ def test_a_second_daemon_stands_by_and_takes_over(one_pipeline):
     one_pipeline.mirror("public.t")
     first = one_pipeline.start()
     one_pipeline.caught_up()
+    broken = one_pipeline.cdc("run", CDC_PROJECTION__MODULES='["nothing_of_that_name"]')
+    assert (broken.returncode, "nothing_of_that_name" in broken.stderr) == (2, True)
     second = one_pipeline.start()
     until(lambda: "standby" in one_pipeline.log(second), what="the second stands by")
     first.kill()

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 from typer.testing import CliRunner
@@ -94,7 +97,7 @@ def test_lines_of_the_log_are_json_with_constant_messages_and_none_repeats_per_b
             "listening",
             "created read table",
             "created slot",
-            "changed a publication: earlier changes are not in it",
+            "prepared publication",
         ),
         *("streaming", "copying", "copied", "retrying", "quarantined a key", "stopping", "stopped"),
         *("the rows that exist will be copied",),
@@ -108,3 +111,15 @@ def test_lines_of_the_log_are_json_with_constant_messages_and_none_repeats_per_b
     for line in found:
         if line["message"] == "retrying":
             assert line["because"]
+
+
+def test_a_command_that_is_interrupted_while_it_starts_says_nothing() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import cdc_command; cdc_command.main()"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+        assert starting.stderr is not None
+        while "sqlalchemy" not in (line := starting.stderr.readline()):
+            assert line
+        starting.send_signal(signal.SIGINT)
+        said = starting.stderr.read()
+    assert starting.returncode == -signal.SIGINT
+    assert "Traceback" not in said

@@ -60,7 +60,7 @@ def configured(write: Database, configuration: Configure) -> Configuration:
 
 
 def test_it_shows_what_the_daemon_says(
-    configured: Configuration, write: Database, cdc_start: Start, page: Page
+    configured: Configuration, write: Database, read: Database, cdc_start: Start, page: Page
 ) -> None:
     daemon = cdc_start(configured)
     daemon.wait_started()
@@ -81,8 +81,14 @@ def test_it_shows_what_the_daemon_says(
     # It moves on with what is written elsewhere.
     until(lambda: figure(page, "checkpoint") == status()["checkpoint_lsn"])
     expect(page.locator("#caption")).to_contain_text("highest in")
-    # Nothing is wider than the phone but tables, which scroll by themselves.
-    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    # Nothing is wider than the phone, tables neither: quarantine is in the last column.
+    wide = "[...document.querySelectorAll('html, .wide')].map((one) => one.scrollWidth)"
+    assert max(page.evaluate(wide)) <= 380
+    # What waits for somebody is said at the top, though it streams.
+    read.run('alter table "t<b>" add check (id <> 99)')
+    write.run('insert into "t<b>" values (99)')
+    expect(page.locator("#needs")).to_contain_text("1 in quarantine: cdc quarantine list")
+    expect(page.locator("#word")).to_have_text("streaming")
 
 
 def test_it_says_stuck_and_why_and_that_it_moves_again(
@@ -112,6 +118,7 @@ def test_it_says_disconnected_and_what_helps(
     page.goto(url(cdc_start(nobody)))
     expect(page.locator("#word")).to_contain_text("disconnected")
     expect(page.locator("#errors")).to_contain_text("write database")
+    expect(page.locator("#errors")).to_contain_text("start it, or correct source.dsn")
 
 
 def test_it_says_when_the_daemon_does_not_answer(

@@ -45,7 +45,7 @@ class Recorder:
         registry = Registry(mirrors(settings, self.schema, hash_key=b""))
         self.plan = Plan(registry, self.schema)
         self.publications = self.plan.publications(f"pub_{write.name}")
-        publication.publish(self.source, self.publications)
+        publication.publish(self.source, self.publications, slot_exists=False)
         self.slots = {plugin: f"{plugin}_{write.name}" for plugin in plugins}
         self.starts = {plugin: self.create(plugin) for plugin in self.slots}
 

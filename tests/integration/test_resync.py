@@ -55,10 +55,12 @@ def test_killed_between_two_steps_it_is_finished_by_the_next_start(
     # What happened is lost: the old slot has been read to here by something else.
     write.run(f"select pg_replication_slot_advance('{chosen.slot}', pg_current_wal_lsn())")
     assert cdc_run(chosen, succeeds=False).returncode == 10
+    asked: list[str] = []
     with monkeypatch.context() as patched:
         patched.setattr(*STEPS[step], killed)
         with pytest.raises(Killed):
-            resync(chosen.settings(), confirm=lambda _: None)
+            resync(chosen.settings(), confirm=asked.append)
+    assert asked[0].startswith("This drops slot")
     assert read.value("select count(*) from t") == 2000
     daemon = cdc_start(chosen)
     daemon.wait_for(write.run("insert into t values (5000, 'streamed')"))
@@ -93,7 +95,10 @@ def test_rows_whose_source_rows_are_gone_are_removed_from_every_read_table(
         "update texts set id = 'm' || id where id::int % 5 = 0",
         f"select pg_drop_replication_slot('{chosen.slot}')",
     )
-    resync(chosen.settings(), confirm=lambda _: None)
+    asked: list[str] = []
+    store.query("update cdc_checkpoint set system_identifier = '1'")  # that of another cluster
+    resync(chosen.settings(), confirm=asked.append)
+    assert asked[0].startswith("The write database is another one than before")
     # The stream comes upon rows of before: over them, and to keys that are taken.
     write.run(
         "insert into texts values ('3', 'came again', null)",

@@ -98,7 +98,7 @@ def test_dropping_forgets_all_bookkeeping_of_the_slot(
             copies.forget(connection, slot)
             copies.add(connection, slot, [unit])
     engine.dispose()
-    drop(settings)
+    assert list(drop(settings))
     assert write.slots() == []
     assert (
         read.rows("select slot from cdc_checkpoint union select slot from cdc_source_column") == []
@@ -110,16 +110,18 @@ def test_dropping_forgets_all_bookkeeping_of_the_slot(
 
 
 def test_publications_list_the_tables_wanted_and_lose_none_that_another_may_want(
-    write: Database, configuration: Configure
+    write: Database, configuration: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = {"source": "public.log", "insert_only": True}
     first = configuration(mirrors=[MIRROR, log])
     name = first.slot
     setup.set_up(first.settings())
+    assert "earlier changes" not in caplog.text  # there are none
     assert published(write, name) == {"t"}
     assert published(write, f"{name}_insert") == {"log"}
     write.run("update log set what = 'x'", "insert into log values ('a')", "delete from log")
     setup.set_up(configuration(mirrors=[MIRROR, log, {"source": "public.u"}]).settings())
+    assert "earlier changes" in caplog.text
     assert published(write, name) == {"t", "u"}
     setup.set_up(configuration(mirrors=[log, {"source": "public.u"}]).settings())
     assert published(write, name) == {"t", "u"}

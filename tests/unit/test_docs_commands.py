@@ -82,6 +82,18 @@ def test_help_has_a_line_then_examples_that_parse(name: str) -> None:
         parse(example)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_told_by_its_name(name: str) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    told = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    command = CLI
+    for word in name.split()[1:]:
+        command = command.commands[word]
+    options = [word for parameter in command.params for word in parameter.opts if "-" in word]
+    for option in set(options) - {"--help"}:
+        assert f"| `{option}" in told, option
+
+
 def test_a_command_line_that_is_none_does_not_parse() -> None:
     with pytest.raises(Exception, match="No such option"):
         parse("cdc check --no-such-option")

@@ -27,7 +27,7 @@ from cdc.lsn import Lsn
 from cdc.observe import failures, logs
 from cdc.observe import http as http_module
 from cdc.observe.histogram import Histogram
-from cdc.observe.http import Answer, HttpServer, as_json
+from cdc.observe.http import Answer, HttpServer, as_json, lingering
 from cdc.observe.lag import Lag
 from cdc.observe.metrics import Metrics
 from cdc.observe.positions import Positions
@@ -461,6 +461,28 @@ def test_connections_and_threads_are_bounded_and_free_again(
             break
 
 
+def test_clients_that_wait_leave_connections_for_others() -> None:
+    go_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    def waits(_: str) -> Answer:
+        waiting.release()
+        go_on.wait(30)
+        return as_json(HTTPStatus.OK, {})
+
+    routes = {"/wait": lingering(waits), "/live": lambda _: as_json(HTTPStatus.OK, {})}
+    with HttpServer(("127.0.0.1", 0), routes) as running, ExitStack() as opened:
+        connect = partial(socket.create_connection, running.address, timeout=30)
+        clients = [opened.enter_context(connect()) for _ in range(http_module._LINGERING)]
+        for client in clients:
+            client.sendall(b"GET /wait HTTP/1.0\r\n\r\n")
+            assert waiting.acquire(timeout=30)
+        assert ask(running, "GET", "/wait")[0] == 503
+        assert ask(running, "GET", "/live")[0] == 200
+        go_on.set()
+        assert all(client.recv(12) == b"HTTP/1.0 200" for client in clients)
+        assert ask(running, "GET", "/wait")[0] == 200
+
+
 def test_a_failing_route_ends_its_connection_alone() -> None:
     def fails(_: str) -> Answer:
         raise RuntimeError
@@ -477,10 +499,13 @@ def test_a_port_that_is_taken_is_said(server: HttpServer) -> None:
 
 
 def test_an_address_that_is_not_ours_is_said() -> None:
-    with pytest.raises(PortTaken):
+    with pytest.raises(PortTaken) as refused:
         HttpServer(("192.0.2.1", 0), {})
+    assert refused.value.hint == "correct http.listen, or CDC_HTTP__LISTEN"
     with pytest.raises(PortTaken):
         HttpServer(("no.such.host.invalid", 0), {})
+    with pytest.raises(PortTaken, match="no host's name"):
+        HttpServer((64 * "ü", 0), {})
 
 
 def test_ipv6_is_served() -> None:

@@ -1,5 +1,6 @@
 """Projectors written as functions: what they mean, and what is refused."""
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -419,6 +420,12 @@ def _here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "again_projectors.py").write_text("from good_projectors import *\n")
     (tmp_path / "bad_projectors.py").write_text("\nimport nothing_of_this_name\n")
     (tmp_path / "worse_projectors.py").write_text("def f(:\n")
+    (tmp_path / "leaving_projectors.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "odd_projectors.py").write_text("class Odd(BaseException): ...\nraise Odd\n")
+    (tmp_path / "loud_projectors.py").write_text(
+        "import threading\nprint('loud')\nforever = threading.Thread(target=threading.Event().wait)\n"
+        "forever.start()\n"
+    )
 
 
 @pytest.mark.usefixtures("_here")
@@ -434,7 +441,8 @@ def test_modules_are_searched_for_projectors_once_each() -> None:
         ("bad_projectors", ["nothing_of_this_name", "bad_projectors.py:2"]),
         ("worse_projectors", ["SyntaxError"]),
         ("no_such_projectors", ["no_such_projectors"]),
-        ("", ["ValueError"]),
+        ("leaving_projectors", ["SystemExit: 0", "leaving_projectors.py:2"]),
+        ("odd_projectors", ["Odd", "odd_projectors.py:2"]),
     ],
 )
 def test_a_module_that_does_not_import_is_said_with_its_place(module: str, said: list[str]) -> None:
@@ -442,3 +450,12 @@ def test_a_module_that_does_not_import_is_said_with_its_place(module: str, said:
         load([module])
     for part in said:
         assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_module_that_prints_leaves_the_answer_alone_and_its_threads_keep_nobody(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert load(["loud_projectors"]) == []
+    assert capsys.readouterr() == ("", "loud\n")
+    assert sys.modules["loud_projectors"].forever.daemon

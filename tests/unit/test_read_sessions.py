@@ -7,10 +7,18 @@ from typing import Any
 import pymysql.err
 import pytest
 
-from cdc.errors import CdcError, ConfigurationError, ReadError, ReadRefused, ReadUnavailable
+from cdc.errors import (
+    CdcError,
+    ConfigurationError,
+    ReadError,
+    ReadRefused,
+    ReadUnavailable,
+    SourceRefused,
+)
 from cdc.sink import mysql_session, sqlite_session
-from cdc.sink.engine import create_engine
-from cdc.sink.refused import RowsRefused
+from cdc.sink.engine import connect, create_engine
+from cdc.sink.refused import UNREACHABLE, RowsRefused
+from cdc.source.connection import connect as connect_source
 
 SECRET = "s3cr3t"
 
@@ -59,6 +67,8 @@ def test_what_a_number_of_mysql_means(
     assert type(error) is kind
     assert said in str(error)
     assert SECRET not in str(error) + str(error.hint)
+    # What is there need not be started.
+    assert (error.hint == UNREACHABLE) is (number in {2003, 2013})
 
 
 def test_an_error_of_the_driver_itself_blames_the_value_it_could_not_send() -> None:
@@ -112,3 +122,30 @@ def test_a_driver_that_is_missing_is_named_with_what_installs_it(
     with pytest.raises(ConfigurationError, match="the driver pymysql") as caught:
         create_engine(f"mysql+pymysql://u:{SECRET}@h/d")
     assert caught.value.hint == "pip install 'cdc-daemon[mysql]'"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:{}@127.0.0.1:1/d?nosuch=1",
+        "postgresql+psycopg://u:{}@127.0.0.1:1/d?sslmode=bogus",
+        "postgresql+psycopg://u:{}@/d?service=nosuch",
+        "mysql+pymysql://u:{}@127.0.0.1:1/d?nosuch=1",
+        "mysql+pymysql://u:{}@127.0.0.1:1/d?connect_timeout=soon",
+        "mysql+pymysql://u:{}@127.0.0.1:1/d?ssl_ca=/no/such/file",
+    ],
+)
+def test_a_parameter_that_cannot_be_used_is_refused_and_not_retried(url: str) -> None:
+    with pytest.raises(ReadRefused) as caught:
+        connect(create_engine(url.format(SECRET)))
+    assert "read.url" in str(caught.value.hint)
+    assert SECRET not in str(caught.value) + str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "parameters", ["sslmode=bogus", "port=99999", "service=nosuch", "connect_timeout=soon"]
+)
+def test_a_parameter_of_the_write_database_is_refused_likewise(parameters: str) -> None:
+    with pytest.raises(SourceRefused) as caught:
+        connect_source(f"host=127.0.0.1 port=1 user=u password={SECRET} {parameters}")
+    assert "source.dsn" in str(caught.value.hint)

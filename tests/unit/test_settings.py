@@ -93,6 +93,8 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert config_path(None) == Path("config/cdc.toml")
+    monkeypatch.setenv("CDC_CONFIG", "")
+    assert config_path(None) == Path("config/cdc.toml")
     monkeypatch.setenv("CDC_CONFIG", "/elsewhere")
     assert config_path(None) == Path("/elsewhere")
     assert config_path(Path("here")) == Path("here")
@@ -111,9 +113,17 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         ),
         (GOOD + "[[projection.mirrors]]\ntarget = 'a'", ["projection.mirrors[0].source"]),
         (GOOD.replace("dsn =", "# dsn ="), ["source.dsn", "CDC_SOURCE__DSN"]),
-        ("", ["source", "missing"]),
-        ("source = 3", ["source"]),
-        (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot"]),
+        ("", ["source.dsn is missing", "CDC_SOURCE__DSN"]),
+        ("source = 3", ["source: is no table"]),
+        (GOOD + "modules = 'a.b'", ["projection.modules: is no list"]),
+        (GOOD + "modules = ['projectors/blog.py']", ["projection.modules[0]", "projectors.blog"]),
+        (GOOD.replace("[read]", "[read]\ntakeover_seconds = inf"), ["read.takeover_seconds"]),
+        (GOOD.replace("[read]", "[read]\nbatch_bytes = 99999999999999999999"), ["batch_bytes"]),
+        (GOOD.replace("[source]", "[source]\nheartbeat_seconds = 9999999999"), ["heartbeat"]),
+        (GOOD + "[daemon]\nstuck_seconds = 99999999999999999999", ["daemon.stuck_seconds"]),
+        ("a = " + "[" * 20_000, ["TOML"]),
+        ("a = " + "{a = " * 3_000, ["TOML"]),
+        (GOOD.replace("[source]", "[source]\nslot = 'My-Slot'"), ["source.slot", "lower-case"]),
         (GOOD.replace("[source]", "[source]\nslot = 3"), ["source.slot"]),
         (GOOD.replace("[source]", "[source]\nplugin = 'decoderbufs'"), ["source.plugin"]),
         (GOOD.replace("[source]", "[source]\npublication = ''"), ["source.publication"]),
@@ -128,7 +138,7 @@ def test_the_option_wins_over_the_variable_that_names_the_file(
         (GOOD.replace("postgresql+psycopg", "postgresql+asyncpg"), ["read.url", "asyncpg"]),
         (GOOD.replace("postgresql+psycopg://", ""), ["read.url"]),
         (GOOD.replace("postgresql://", "mongo://"), ["source.dsn"]),
-        (GOOD + "[http]\nlisten = '9464'", ["http.listen"]),
+        (GOOD + "[http]\nlisten = '9464'", ["http.listen", "Address and port"]),
         (GOOD + "[http]\nlisten = 'localhost:99999'", ["http.listen"]),
         (GOOD + "[[projection.mirrors]]\nsource = 'a.b.c'", ["projection.mirrors[0].source"]),
         (
@@ -152,6 +162,8 @@ def test_an_error_names_the_key_and_the_nearest_right_one(
         f"postgresql+psycopg://u:p@x:{SECRET}@host/db",
         f"postgresql+psycopg://u:p@host:{SECRET}/db",
         f"postgresql+nosuch://u:{SECRET}@host/db",
+        f"postgresql+psycopg://u:p@{SECRET}@host/db",
+        f"mysql+pymysql://u:p@{SECRET}@host/db",
         f"{SECRET}",
         f"host=a password={SECRET}",
     ],
@@ -187,7 +199,14 @@ def test_a_url_that_names_no_database_is_refused(tmp_path: Path, url: str) -> No
 
 
 @pytest.mark.parametrize(
-    "dsn", [f"postgresql://u:{SECRET}@h:x:y/%zz", f"password={SECRET} nosuch=1", f"pass {SECRET}"]
+    "dsn",
+    [
+        f"postgresql://u:{SECRET}@h:x:y/%zz",
+        f"postgresql://u:p@{SECRET}@h/d",
+        f"postgresql://u:{SECRET}/p@h/d",
+        f"password={SECRET} nosuch=1",
+        f"pass {SECRET}",
+    ],
 )
 def test_a_malformed_dsn_is_refused_without_its_password(tmp_path: Path, dsn: str) -> None:
     text = GOOD.replace(f'postgresql://cdc:{SECRET}@localhost/shop"', f'{dsn}"')
@@ -200,17 +219,29 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
     assert SECRET not in shown + settings.model_dump_json()
 
 
+def test_hosts_of_every_kind_are_taken(tmp_path: Path) -> None:
+    for hosts in ("host=@abstract", "host=/run/pg", "host=a,::1 port=1,2", "host=a,b port=5432,"):
+        load(write(tmp_path, GOOD.replace(f"postgresql://cdc:{SECRET}@localhost/shop", hosts)))
+
+
 def test_a_missing_file_is_said_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="there is no configuration file") as caught:
         load(tmp_path / "none.toml")
     assert "--config" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda p: p.write_bytes(b"\xff\xfe")])
-def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "is not UTF-8"),
+        (lambda path: path.symlink_to("/dev/zero"), "is larger than"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any, said: str) -> None:
     path = tmp_path / "cdc.toml"
     make(path)
-    with pytest.raises(SettingError, match=re.escape(str(path))):
+    with pytest.raises(SettingError, match=f"{re.escape(str(path))} {said}"):
         load(path)
 
 
@@ -219,6 +250,7 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, make: Any) -> None:
     [
         ("CDC_SORUCE__DSN", "x", ["CDC_SORUCE__DSN", "CDC_SOURCE__"]),
         ("CDC_SOURCE__DNS", "x", ["source.dns", "source.dsn"]),
+        ("CDC_SOURCE_DSN", SECRET, ["CDC_SOURCE_DSN", "did you mean CDC_SOURCE__DSN?"]),
         ("CDC_SOURCE__PLUGIN", "x", ["source.plugin"]),
         ("CDC_SOURCE", SECRET, ["source"]),
         ("CDC_PROJECTION__MIRRORS", f"[{SECRET}", ["CDC_PROJECTION__MIRRORS"]),

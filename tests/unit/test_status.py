@@ -32,6 +32,7 @@ ASIDE = {"mirror:public.t": 2}
         (FINE._replace(slot=UNREAD, state=None), "stopped", 1, "no daemon streams"),
         (FINE._replace(slot=None, state=None, has_checkpoint=False), "stopped", 1, "not set up"),
         (FINE._replace(slot=None, state=None), "needs you", 1, "slot is gone"),
+        (FINE._replace(slot=None, state=None, replaced=True), "needs you", 1, "is not the one"),
         (FINE._replace(slot=replace(UNREAD, wal_status="lost")), "needs you", 1, "slot is lost"),
         (FINE._replace(state=None, has_checkpoint=False), "needs you", 1, "no checkpoint"),
         (FINE._replace(slot=replace(READ, wal_status="unreserved")), "needs you", 1, "danger"),
@@ -117,6 +118,18 @@ def test_a_screen_says_all_of_it_within_80_columns_the_verdict_first() -> None:
     ):
         assert fact in text
     assert "\x1b" not in text
+
+
+def test_of_hundreds_of_tables_a_screen_has_those_that_matter() -> None:
+    (copying,), (wrong,) = STATUS.copies, STATUS.verification or ()
+    done = {**copying, "table": "public.done", "state": "done"}
+    right = {**wrong, "table": "public.done", "mismatched": 0}
+    many = replace(STATUS, copies=(*[done] * 300, copying), verification=(*[right] * 300, wrong))
+    shown = list(lines(many, now=NOW))
+    assert len(shown) <= 24
+    assert next(line.split()[0] for line in shown if "450" in line) == "public.t"
+    assert any("public.t for mirror:public.t: 1,000 rows compared, 3 wrong" in li for li in shown)
+    assert sum("and 297 more, which --json has" in line for line in shown) == 2
 
 
 def test_a_screen_that_is_no_terminal_keeps_a_fact_on_a_line() -> None:

@@ -3,8 +3,10 @@
 from contextlib import ExitStack
 
 from cdc.finding import Finding
+from cdc.observe.http import HttpServer
 from cdc.operate.check import read, slot, tables
 from cdc.operate.check.examination import Examination
+from cdc.operate.status import daemon
 from cdc.projection.registry import load
 from cdc.settings import Settings
 from cdc.source import server_settings
@@ -36,4 +38,12 @@ def check(settings: Settings) -> list[Finding]:
             plan = tables.examine(found, settings, source)
         if sink is not None:
             read.examine(found, settings, sink, plan=plan, state=state)
+    found.attempt(lambda: _listen(settings), why="metrics, health and status are answered there")
     return found.all
+
+
+def _listen(settings: Settings) -> None:
+    """Listen for a moment where the daemon would, unless it does; raise PortTaken."""
+    if not daemon.ask(settings):
+        with HttpServer(settings.http.address, {}):
+            pass

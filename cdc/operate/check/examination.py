@@ -9,17 +9,13 @@ from typing import Final, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
-from cdc.errors import CdcError, ReadError, ReadUnavailable, SourceError, SourceUnavailable
+from cdc.errors import CdcError, ReadError, SourceError, SourceUnavailable
 from cdc.finding import Finding, Where
 from cdc.settings import Settings
 from cdc.sink import engine as read_database
 from cdc.source.connection import Connection, connect, connect_replication, translated
 
 _SECONDS: Final = 30.0
-_USUAL_REMEDIES: Final[dict[type[CdcError], str]] = {
-    SourceUnavailable: "start it, or correct source.dsn",
-    ReadUnavailable: "start it, or correct read.url",
-}
 _LOCK_SECONDS: Final = 3
 # Somebody may have locked a table that is looked at, the checkpoint's included.
 _PATIENCE: Final = {
@@ -106,7 +102,7 @@ def of_error(error: CdcError, *, why: str, blocks: bool = True) -> Finding:
     where: Where = "configuration"
     if isinstance(error, SourceError | ReadError):
         where = "write" if isinstance(error, SourceError) else "read"
-    hint = error.hint or _USUAL_REMEDIES.get(type(error), "see the message")
+    hint = error.hint or error.usual_hint or "see the message"
     return Finding(type(error).__name__, str(error), why, hint, blocks, where, error.sql)
 
 

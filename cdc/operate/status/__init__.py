@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from cdc.lsn import Lsn
 from cdc.observe.progress import described
 from cdc.observe.state import State
 from cdc.operate.status import daemon
-from cdc.operate.status.verdict import GOES_ON, Condition, Seen, judge
+from cdc.operate.status.verdict import GOES_ON, Condition, Seen, hangs, judge
 from cdc.projection.quarantine import Held
 from cdc.settings import Settings
 from cdc.sink import checkpoint, copies, quarantine, verifications
@@ -70,6 +70,7 @@ class Status:
 class _Source(NamedTuple):
     slot: slot.SlotState | None
     sample: slot.Sample
+    system_identifier: str | None
 
 
 class _Stored(NamedTuple):
@@ -84,7 +85,8 @@ def read_status(settings: Settings) -> Status:
 
     Raise a SourceError or ReadError where a database does not answer, and no daemon either.
     """
-    answer = daemon.ask(settings)
+    heard = daemon.ask(settings)
+    answer = heard or None
     unreachable: list[str] = []
     source: _Source | None = None
     stored: _Stored | None = None
@@ -98,7 +100,16 @@ def read_status(settings: Settings) -> Status:
     except CdcError as error:
         _require_a_daemon(answer, error)
         unreachable.append(str(error))
-    return _told(settings, answer or {}, source, stored, unreachable)
+    told = _told(settings, answer or {}, source, stored, unreachable)
+    return told if heard is not daemon.SILENT else _silent(told)
+
+
+def _silent(told: Status) -> Status:
+    """Say that the daemon does not answer: the databases may tell of it for a minute still."""
+    if told.condition == "needs you":
+        return told
+    said, todo = hangs()
+    return replace(told, condition="stuck", verdict=said, next=(todo, *told.next))
 
 
 def _require_a_daemon(answer: daemon.Answer | None, error: CdcError) -> None:
@@ -109,7 +120,11 @@ def _require_a_daemon(answer: daemon.Answer | None, error: CdcError) -> None:
 def _look_at_source(settings: Settings) -> _Source:
     name = settings.source.slot
     with closing(connect(settings.source.dsn.get_secret_value())) as source:
-        return _Source(slot.read_slot(source, name), slot.sample(source, name))
+        return _Source(
+            slot.read_slot(source, name),
+            slot.sample(source, name),
+            slot.system_identifier(source),
+        )
 
 
 def _look_at_read(settings: Settings) -> _Stored:
@@ -155,6 +170,7 @@ def _told(
             lag_bytes=lag_bytes,
             quarantined=quarantined,
             mismatched=_mismatched(verified),
+            replaced=_replaced(source, point),
         )
     )
     return Status(
@@ -182,6 +198,12 @@ def _told(
         errors=tuple(map(_error, answer.get("errors", ()))),
         unreachable=tuple(unreachable),
     )
+
+
+def _replaced(source: _Source | None, point: checkpoint.Checkpoint | None) -> bool:
+    if source is None or source.system_identifier is None or point is None:
+        return False
+    return point.identity.system_identifier != source.system_identifier
 
 
 def _as_heard(answer: daemon.Answer) -> slot.SlotState:

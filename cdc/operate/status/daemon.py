@@ -15,13 +15,19 @@ _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where it
 Answer = Mapping[str, Any]
 
 
+SILENT: Final[Answer] = {}
+"""Of one that takes a connection, and does not answer."""
+
+
 def ask(settings: Settings) -> Answer | None:
-    """Give the daemon's `/status`; None where none answers, or it is of another slot."""
+    """Give the daemon's `/status`, or SILENT; None where there is none, or one of another slot."""
     host, port = settings.http.address
     if port == 0:
         return None
     try:
         found = _get(_ANYWHERE.get(host, host), port)
+    except TimeoutError:
+        return SILENT
     except (OSError, ValueError, http.client.HTTPException):
         return None
     ours = isinstance(found, dict) and found.get("slot") == settings.source.slot

@@ -1,7 +1,7 @@
 """The status on one screen: a line for each fact, the verdict first."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,6 +11,8 @@ from cdc.operate.status import Status
 
 _INDENT: Final = 18
 _ERRORS: Final = 3
+_LISTED: Final = 4
+_COPIED: Final = {"done", "skipped"}
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 _KILO: Final = 1024
 
@@ -33,8 +35,9 @@ def _facts(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
     yield "slot", _slot(status)
     yield "checkpoint", f"{status.checkpoint_lsn or '-'}; WAL is at {status.wal_lsn or '-'}"
     yield "copies", summary_of([copy["state"] for copy in status.copies])
-    for copy in status.copies:
-        yield "", f"{copy['table']} for {copy['projector']}: {_copied(copy)}"
+    due_first = sorted(status.copies, key=lambda copy: copy["state"] in _COPIED)
+    told = [f"{copy['table']} for {copy['projector']}: {_copied(copy)}" for copy in due_first]
+    yield from (("", line) for line in _some(told))
     held = [f"{count} of {projector}" for projector, count in status.quarantined_keys.items()]
     yield "quarantined keys", ", ".join(held) or "none"
     yield from _verification(status, now)
@@ -43,6 +46,13 @@ def _facts(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
         yield "" if number else "next", todo
     if not status.next:
         yield "next", "nothing"
+
+
+def _some(told: Sequence[str]) -> Iterator[str]:
+    """Give the first of them, and how many more there are: it is one screen."""
+    yield from told[:_LISTED]
+    if len(told) > _LISTED:
+        yield f"and {len(told) - _LISTED} more, which --json has"
 
 
 def _copied(copy: Mapping[str, Any]) -> str:
@@ -72,17 +82,22 @@ def _slot(status: Status) -> str:
 
 
 def _verification(status: Status, now: datetime) -> Iterator[tuple[str, str]]:
-    name = "verification"
     if status.verification is None:
-        yield name, "unknown: the read database does not answer"
+        yield "verification", "unknown: the read database does not answer"
         return
-    for one in status.verification:
-        said = f"{one['compared']:,} rows compared, {one['mismatched']:,} wrong"
-        when = f"{one['phase']}, {_ago(one['updated_at'], now)}"
-        yield name, f"{one['table']} for {one['projector']}: {said}; {when}"
-        name = ""
-    if name:
-        yield name, "none yet: `cdc verify` compares both sides"
+    found = sorted(
+        status.verification, key=lambda one: (-one["mismatched"], one["phase"] == "done")
+    )
+    for number, line in enumerate(_some([_verified(one, now) for one in found])):
+        yield "" if number else "verification", line
+    if not found:
+        yield "verification", "none yet: `cdc verify` compares both sides"
+
+
+def _verified(one: Mapping[str, Any], now: datetime) -> str:
+    said = f"{one['compared']:,} rows compared, {one['mismatched']:,} wrong"
+    when = f"{one['phase']}, {_ago(one['updated_at'], now)}"
+    return f"{one['table']} for {one['projector']}: {said}; {when}"
 
 
 def _errors(status: Status, now: datetime) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,8 @@ class Seen(NamedTuple):
     lag_bytes: int | None
     quarantined: Mapping[str, int]
     mismatched: Mapping[str, int]
+    replaced: bool = False
+    """Whether the checkpoint is of another write database."""
 
 
 class Verdict(NamedTuple):
@@ -53,6 +55,10 @@ def judge(seen: Seen) -> Verdict:
 def _lost(seen: Seen) -> Verdict | None:
     """Judge what no daemon goes on from."""
     resync = "`cdc resync` makes a new slot and copies everything again; read tables stay readable"
+    if seen.replaced:
+        said = "the write database is not the one that the checkpoint belongs to"
+        mend = f"correct source.dsn or read.url; if it was replaced or restored: {resync}"
+        return Verdict("needs you", said, (mend,))
     match seen.slot, seen.has_checkpoint:
         case None, False:
             return Verdict(
@@ -68,6 +74,14 @@ def _lost(seen: Seen) -> Verdict | None:
             said = "the slot has no checkpoint in this read database"
             return Verdict("needs you", said, ("`cdc check` says whose it may be",))
     return None
+
+
+def hangs() -> tuple[str, str]:
+    """Say what is with a daemon that takes a connection and does not answer; and what to do."""
+    return (
+        "the daemon here does not answer: it is paused or hangs, or something else has http.listen",
+        "start it again (`systemctl restart cdc`): nothing is lost by it",
+    )
 
 
 _BY_STATE: Final[Mapping[State | None, tuple[Condition, str]]] = {

@@ -1,0 +1,18 @@
+"""The installed command's first step: while the rest is imported, Ctrl-C just ends it.
+
+A package of its own: to import any part of `cdc` is to import what takes that time.
+"""
+
+import signal
+
+_handler = signal.getsignal(signal.SIGINT)  # none of Python's where who started us ignores it
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from cdc.cli import main as run  # noqa: E402  it takes a second, on a busy machine several
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGINT, _handler)
+    run()
