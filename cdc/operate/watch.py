@@ -15,16 +15,18 @@ from cdc.source.partitions import Attached, attached, held_rows
 log = logging.getLogger(__name__)
 
 
-def refuse_filled(
+def refuse_partitions(
     source: Connection, partitions: list[Attached], known: list[KnownColumn], slot: str
 ) -> None:
-    """Refuse new partitions that had rows before: the stream did not bring them as their root's.
+    """Refuse partitions that are not streamed, or had rows before they were.
 
     Raise SchemaChanged. Where nothing is known of a root yet its read tables are filled otherwise.
     """
     roots = {column.table for column in known}
     accepted = {column.table_oid for column in known if column.attnum == PARTITION}
     for partition in partitions:
+        if not partition.logged:
+            raise _unlogged(partition.name)
         if partition.root in roots and partition.oid not in accepted:
             _refuse_filled(source, partition, slot)
     _tell_left(accepted - {partition.oid for partition in partitions})
@@ -36,6 +38,8 @@ def watch_partitions(
     """Look for partitions that were attached, truncated or left since `before`, and update it."""
     now = attached(source, roots)
     for partition in now:
+        if not partition.logged:
+            return _unlogged(partition.name)
         if partition.oid not in before:
             try:
                 _refuse_filled(source, partition, slot)
@@ -114,6 +118,8 @@ def watch_tables(
             return _gone(name, "dropped and made anew" if made_anew else "dropped")
         if now[table.oid].name != name:
             return _renamed(name, now[table.oid].name, taken=name in by_name)
+        if not now[table.oid].logged:
+            return _unlogged(name)
         columns = [column for column in table.columns if column.name in carried.get(name, ())]
         if changed := _changed_column(name, columns, now[table.oid]):
             return changed
@@ -125,6 +131,14 @@ def _gone(name: TableName, what: str) -> SchemaChanged:
         f"{name} was {what} while its changes were streamed",
         hint="take it out of the configuration; or, where there is a new one, fill its read table "
         "anew, for its changes up to now may not have been streamed; then start again",
+    )
+
+
+def _unlogged(name: TableName) -> SchemaChanged:
+    return SchemaChanged(
+        f"{name} is unlogged: its changes are not streamed",
+        hint=f"alter table {name.sql} set logged; start again, and have `cdc verify --repair` find "
+        "what was written meanwhile",
     )
 
 
