@@ -143,7 +143,7 @@ def _imported(name: str) -> object:
         return importlib.import_module(name)
     except ConfigurationError:
         raise
-    except Exception as error:  # noqa: BLE001  a module may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything
         raise ProjectorImportError(
             f"projector module {name} does not import: {type(error).__name__}: {error}"
             f" ({_place(error)})",

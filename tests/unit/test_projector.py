@@ -1,5 +1,6 @@
 """Projectors written as functions: what they mean, and what is refused."""
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -59,6 +60,7 @@ READ = sa.Table(
     sa.Column("title", sa.Text),
     sa.Column("body", sa.Text),
 )
+LISTED = sa.Table("listed", sa.MetaData(), sa.Column("id", sa.ARRAY(sa.Text), primary_key=True))
 TAGS = sa.Table(
     "post_tag",
     METADATA,
@@ -283,6 +285,8 @@ def test_a_table_outside_into_is_an_error() -> None:
         (lambda change: int(change.row["title"]), ["ValueError", "test_projector.py"]),
         (lambda change: {}[change.row["title"]], ["KeyError", "test_projector.py"]),
         (lambda change: change.row["title"].nothing, ["AttributeError"]),
+        (lambda change: sys.exit(change.row["title"]), ["SystemExit"]),
+        (lambda _: Upsert(LISTED, id=[SECRET]), ['"id" of listed', "a list"]),
     ],
 )
 def test_what_is_wrong_is_said_at_once_without_values(function: Any, said: list[str]) -> None:
@@ -418,6 +422,7 @@ def _here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (tmp_path / "again_projectors.py").write_text("from good_projectors import *\n")
     (tmp_path / "bad_projectors.py").write_text("\nimport nothing_of_this_name\n")
+    (tmp_path / "leaving_projectors.py").write_text("\nraise SystemExit(0)\n")
     (tmp_path / "worse_projectors.py").write_text("def f(:\n")
 
 
@@ -433,6 +438,7 @@ def test_modules_are_searched_for_projectors_once_each() -> None:
     [
         ("bad_projectors", ["nothing_of_this_name", "bad_projectors.py:2"]),
         ("worse_projectors", ["SyntaxError"]),
+        ("leaving_projectors", ["SystemExit", "leaving_projectors.py:2"]),
         ("no_such_projectors", ["no_such_projectors"]),
         ("", ["ValueError"]),
     ],
