@@ -124,8 +124,8 @@ def store(
 def _too_large(one: SetAside) -> WriteRefused:
     return WriteRefused(
         f"projector {one.unit.projector}: {describe_change(one.change)}, in the transaction "
-        f"committed at {one.transaction.commit_lsn}, has to be set aside, and is larger than the read "
-        "database's max_allowed_packet",
+        f"committed at {one.transaction.commit_lsn}, has to be set aside, and is larger than the "
+        "read database's max_allowed_packet",
         hint="set global max_allowed_packet = 268435456; and in the server's configuration; then "
         "start again: nothing after this transaction was applied",
     )
