@@ -163,10 +163,12 @@ def _changed_column(
     numbers = {name: attnum for attnum, (name, _) in now.columns.items()}
     for column in columns:
         found = now.columns.get(column.attnum)
-        if found is None and column.name in numbers:
+        if numbers.get(column.name, column.attnum) != column.attnum:
+            what = "dropped and made again" if found is None else f'renamed to "{found[0]}"'
+            another = "" if found is None else ", and another one given its name,"
             return SchemaChanged(
-                f'column "{column.name}" of {table} was dropped and made again while its '
-                "changes were streamed",
+                f'column "{column.name}" of {table} was {what}{another} while its changes were '
+                "streamed",
                 hint="start again to be told what mends it",
             )
         if found and found[0] == column.name and found[1] != column.type_sql:
