@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from cdc.errors import SchemaChanged, SourceRefused
+from cdc.errors import SchemaChanged, SourceNotReady, SourceRefused
 from cdc.names import TableName
 from cdc.schema import Schema, SourceColumn
 from cdc.sink.postgres import literal
@@ -11,6 +11,7 @@ from cdc.sink.source_columns import PARTITION, KnownColumn
 from cdc.source.catalog import FoundTable, find_oids, find_tables
 from cdc.source.connection import Connection
 from cdc.source.partitions import Attached, attached, held_rows
+from cdc.source.publication import Wanted, differences
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,18 @@ def watch_tables(
         if changed := _changed_column(name, columns, now[table.oid]):
             return changed
     return None
+
+
+def watch_publications(source: Connection, publications: Wanted) -> SourceNotReady | None:
+    """Look whether the publications still bring all that is wanted of them."""
+    sql = [s for lacking in differences(source, publications) for s in lacking.spelled(source)]
+    if not sql:
+        return None
+    return SourceNotReady(
+        "a publication was altered: changes that are wanted are not streamed any more",
+        hint=f"as its owner: {'; '.join(sql)}; start again, and have `cdc verify --repair` find "
+        "what was written meanwhile",
+    )
 
 
 def _gone(name: TableName, what: str) -> SchemaChanged:
