@@ -28,6 +28,7 @@ SESSION: Final = {
     "jit": "off",
     "lc_monetary": "C",  # as on the source: money is read as it was printed
     "lock_timeout": "0",
+    "row_security": "off",  # rows that a policy hides would be passed over in silence
     "statement_timeout": "0",
     "timezone": "UTC",
     "xmloption": "content",
@@ -113,7 +114,7 @@ def read_error(error: psycopg.Error) -> CdcError:
 
 
 _HINTS: Final = {
-    "42501": "grant the role in read.url what the message names",
+    "42501": "grant the role in read.url what the message names; for row-level security, bypassrls",
     "42P01": "the read table was dropped while we ran: `cdc setup` makes it again, empty",
 }
 
