@@ -33,6 +33,7 @@ SESSION: Final = {
     "timezone": "UTC",
     "xmloption": "content",
 }
+_HAS_TRANSACTION_TIMEOUT: Final = 170_000
 _CONNECT_SECONDS: Final = 10
 _CANCEL_SECONDS: Final = 2
 
@@ -44,7 +45,7 @@ def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     given = str(parsed.query.get("options", ""))
     parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})
-    return sa.create_engine(
+    engine = sa.create_engine(
         parsed,
         poolclass=sa.pool.NullPool,
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
@@ -55,6 +56,15 @@ def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
             **keepalives(silence_seconds),
         },
     )
+    sa.event.listen(engine, "connect", _connected)
+    return engine
+
+
+def _connected(driver: psycopg.Connection[Any], _record: object) -> None:
+    """Lift the one timeout that older servers refuse to be told of as they are connected to."""
+    if driver.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+        driver.execute("set transaction_timeout = 0")
+        driver.commit()
 
 
 def _server_keepalives(seconds: int) -> dict[str, str]:
