@@ -127,8 +127,9 @@ class Pages:
     def _slow_down(self, after: Key | None, rows: int, seconds: float) -> None:
         """Keep to the pace, but for rows that came since: they might come faster than that."""
         bound = self._last_before
-        is_asked = bool(self.feed.rows_per_second) and bound is not None
-        if is_asked and self.reader.any_left(after=after, bound=bound):
+        if not self.feed.rows_per_second or bound is None:
+            return
+        if self.reader.any_left(after=after, bound=bound):
             self.feed.slow_down(rows, seconds)
 
     def _check(
