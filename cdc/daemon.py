@@ -25,7 +25,7 @@ from cdc.observe.systemd import Notifier
 from cdc.observe.watchdog import Watchdog
 from cdc.operate.beat import Beat
 from cdc.operate.budget import Budget
-from cdc.operate.watch import watch_partitions, watch_tables
+from cdc.operate.watch import watch_partitions, watch_publications, watch_tables
 from cdc.retry import Retry
 from cdc.session import Databases, Interrupted, Session
 from cdc.settings import Settings
@@ -236,17 +236,20 @@ class Daemon:
             copying.window.settle(snapshot)
 
     def _refuse_replaced_tables(self, connection: Connection) -> None:
-        """Stop where a table was dropped, renamed or replaced: its changes go unseen.
+        """Stop where changes go unseen: of a table dropped, renamed, replaced or not published.
 
         Between two sessions the next one finds out, and says what mends it.
         """
         plan, pipeline = self._session.plan, self._session.pipeline
         if plan is None or pipeline is None or self._stop.is_set():
             return
-        changed = watch_tables(connection, plan.schema, plan.carried)
+        changed: CdcError | None = watch_tables(connection, plan.schema, plan.carried)
         if plan.partitioned and changed is None:
             slot_name = self._settings.source.slot
             changed = watch_partitions(connection, plan.partitioned, plan.attached, slot_name)
+        if self._settings.source.plugin == "pgoutput" and changed is None:
+            publications = plan.publications(self._settings.source.publication)
+            changed = watch_publications(connection, publications)
         if changed is not None and pipeline is self._session.pipeline:
             self._error = changed
             self.stop(str(changed))

@@ -143,8 +143,11 @@ class _Write:
         self.shape = _shape_for(target, tuple(values))
         self.values = tuple(values.values())
         for name, position, allowed in _key_types(self.shape):
-            if not isinstance(self.values[position], allowed):
-                raise _no_key_of(self.shape.table, name, self.values[position], allowed)
+            value = self.values[position]
+            if not isinstance(value, allowed):
+                raise _no_key_of(self.shape.table, name, value, allowed)
+            if value.__hash__ is None:
+                raise _no_key_of(self.shape.table, name, value, (Hashable,))
 
     @classmethod
     def of(cls, shape: Shape, values: tuple[Any, ...]) -> Self:

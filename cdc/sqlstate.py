@@ -13,10 +13,19 @@ _PASSING: Final = ("25006", "55P03")
 # What a whole batch may violate though its transactions, one after the other, do not: uniqueness
 # and foreign keys (23), a row touched twice by one statement (21000), a truncate of a referenced
 # table (0A000). Values that the type refuses (22, 42804, 42883) or that are too large for an index
-# (54000), and what a trigger or a view refuses (09, 27, 44, P0), are looked for the same way, to
-# name their key.
-_ROW_CLASSES: Final = ("09", "21", "22", "23", "27", "44", "P0")
+# (54000), and what a trigger or a view refuses (09, 27, 38, 39, 44, P0), are looked for the same
+# way, to name their key.
+_ROW_CLASSES: Final = ("09", "21", "22", "23", "27", "38", "39", "44", "P0")
 _ROW_STATES: Final = ("0A000", "42804", "42883", "54000")
+
+# Postgres's own classes (appendix "PostgreSQL Error Codes"); any other is a trigger's choice.
+_OWN_CLASSES: Final = frozenset(
+    {
+        *("00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21"),
+        *("22", "23", "24", "25", "26", "27", "28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D"),
+        *("3F", "40", "42", "44", "53", "54", "55", "57", "58", "72", "F0", "HV", "P0", "XX"),
+    }
+)
 
 # libpq gives no SQLSTATE for a refused connection (docs/architecture.md), so here, and here
 # alone, a message's text decides. A text not listed, or in another language, is retried.
@@ -53,7 +62,8 @@ def passes_by_itself(sqlstate: str) -> bool:
 
 def blames_rows(sqlstate: str) -> bool:
     """Tell whether the rows being written caused the error, rather than the statement."""
-    return sqlstate[:2] in _ROW_CLASSES or sqlstate in _ROW_STATES
+    kind = sqlstate[:2]
+    return kind in _ROW_CLASSES or sqlstate in _ROW_STATES or kind not in _OWN_CLASSES
 
 
 def refusal_hint(error: psycopg.Error, where: str) -> str | None:

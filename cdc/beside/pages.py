@@ -42,12 +42,14 @@ class Pages:
     size: ChunkSize
 
     _estimate: int | None = field(default=None, init=False)
+    _last_before: Key | None = field(default=None, init=False)
     _by_rows: int = field(default=0, init=False)
 
     def read(self) -> bool:
         """Have all rows compared; tell False where that has to be begun anew."""
         ledger, unit = self.ledger, self.verification.unit
         self._estimate = self.reader.estimate()
+        self._last_before = self.reader.last_key()
         after, ends, fruitless = self.verification.reached, False, ledger.fruitless
         while True:
             self.feed.wait(outstanding=0 if ends else _AHEAD)
@@ -119,8 +121,16 @@ class Pages:
                 deletes=self.deletes,
             )
         )
-        self.feed.slow_down(count, time.monotonic() - began)
+        self._slow_down(last, count, time.monotonic() - began)
         return last, ends
+
+    def _slow_down(self, after: Key | None, rows: int, seconds: float) -> None:
+        """Keep to the pace, but for rows that came since: they might come faster than that."""
+        bound = self._last_before
+        if not self.feed.rows_per_second or bound is None:
+            return
+        if self.reader.any_left(after=after, bound=bound):
+            self.feed.slow_down(rows, seconds)
 
     def _check(
         self, after: Key | None, last: Key | None, count: int, skipped: int, *, ends: bool

@@ -90,6 +90,7 @@ def fit(
             fitting = Fitting(mirror, source, before, has, where, connection)
             _refuse_replaced(fitting, known)
             _refuse_renamed(fitting)
+            _refuse_exchanged(fitting)
             statements += [(mirror.table, add) for add in _additions(fitting, follow=follow)]
     return statements
 
@@ -139,6 +140,33 @@ def _refuse_renamed(fitting: Fitting) -> None:
                 f'add rename = {{ "{column.name}" = "{fitting.target(old)}" }} to the '
                 "mirror; then start again",
             )
+
+
+def _refuse_exchanged(fitting: Fitting) -> None:
+    """Refuse a column that was given the name of another: the read column has that one's values."""
+    for column in fitting.wanted:
+        before = fitting.before.get(column.attnum)
+        if before is None or before.name == column.name:
+            continue
+        is_taken = any(other.name == column.name for other in fitting.before.values())
+        if not is_taken or _is_renamed_too(fitting, before.name, column.name):
+            continue
+        names = ", ".join(fitting.literal(name) for name in (before.name, column.name))
+        fitting.refuse(
+            f'column "{column.name}" was "{before.name}", and is another one than before, of the '
+            f"same name: the read table {fitting.mirror.table.name} holds the values of the one "
+            "before",
+            "on the read database: delete from cdc_source_column where table_oid = "
+            f"{fitting.source.oid} and column_name in ({names}); start again, and have "
+            "`cdc verify --repair` put the rows right",
+        )
+
+
+def _is_renamed_too(fitting: Fitting, old: str, new: str) -> bool:
+    """Tell whether the read column goes with the source's: it was renamed, or keeps its name."""
+    target = fitting.target(old)
+    is_carried = old not in fitting.mirror.settings.exclude
+    return target == fitting.target(new) or (is_carried and target not in fitting.has)
 
 
 def _additions(fitting: Fitting, *, follow: bool) -> list[str]:

@@ -17,7 +17,7 @@ from cdc.names import TableName
 from cdc.operate import copy_plan, schema_change
 from cdc.operate.schema_change import AT_START, Former
 from cdc.operate.startup import Start, decide, require_on_timeline
-from cdc.operate.watch import refuse_filled
+from cdc.operate.watch import refuse_partitions
 from cdc.projection.mirror import Mirror, mirrors
 from cdc.projection.projector import FunctionProjector
 from cdc.projection.registry import Registry, load
@@ -192,7 +192,7 @@ def prepare(
         where = since or AT_START
         ddl = schema_change.fit(connection, plan.mirrored, known, follow=follow, where=where)
         schema_change.execute(connection, ddl)
-        refuse_filled(source, plan.partitions, known, slot_name)
+        refuse_partitions(source, plan.partitions, known, slot_name)
     prepare_read_side(connection, plan.registry)
     with translated(), connection.begin():
         return schema_change.remember(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from cdc.errors import SchemaChanged, SourceRefused
+from cdc.errors import SchemaChanged, SourceNotReady, SourceRefused
 from cdc.names import TableName
 from cdc.schema import Schema, SourceColumn
 from cdc.sink.postgres import literal
@@ -11,20 +11,23 @@ from cdc.sink.source_columns import PARTITION, KnownColumn
 from cdc.source.catalog import FoundTable, find_oids, find_tables
 from cdc.source.connection import Connection
 from cdc.source.partitions import Attached, attached, held_rows
+from cdc.source.publication import Wanted, differences
 
 log = logging.getLogger(__name__)
 
 
-def refuse_filled(
+def refuse_partitions(
     source: Connection, partitions: list[Attached], known: list[KnownColumn], slot: str
 ) -> None:
-    """Refuse new partitions that had rows before: the stream did not bring them as their root's.
+    """Refuse partitions that are not streamed, or had rows before they were.
 
     Raise SchemaChanged. Where nothing is known of a root yet its read tables are filled otherwise.
     """
     roots = {column.table for column in known}
     accepted = {column.table_oid for column in known if column.attnum == PARTITION}
     for partition in partitions:
+        if not partition.logged:
+            raise _unlogged(partition.name)
         if partition.root in roots and partition.oid not in accepted:
             _refuse_filled(source, partition, slot)
     _tell_left(accepted - {partition.oid for partition in partitions})
@@ -36,6 +39,8 @@ def watch_partitions(
     """Look for partitions that were attached, truncated or left since `before`, and update it."""
     now = attached(source, roots)
     for partition in now:
+        if not partition.logged:
+            return _unlogged(partition.name)
         if partition.oid not in before:
             try:
                 _refuse_filled(source, partition, slot)
@@ -114,10 +119,24 @@ def watch_tables(
             return _gone(name, "dropped and made anew" if made_anew else "dropped")
         if now[table.oid].name != name:
             return _renamed(name, now[table.oid].name, taken=name in by_name)
+        if not now[table.oid].logged:
+            return _unlogged(name)
         columns = [column for column in table.columns if column.name in carried.get(name, ())]
         if changed := _changed_column(name, columns, now[table.oid]):
             return changed
     return None
+
+
+def watch_publications(source: Connection, publications: Wanted) -> SourceNotReady | None:
+    """Look whether the publications still bring all that is wanted of them."""
+    sql = [s for lacking in differences(source, publications) for s in lacking.spelled(source)]
+    if not sql:
+        return None
+    return SourceNotReady(
+        "a publication was altered: changes that are wanted are not streamed any more",
+        hint=f"as its owner: {'; '.join(sql)}; start again, and have `cdc verify --repair` find "
+        "what was written meanwhile",
+    )
 
 
 def _gone(name: TableName, what: str) -> SchemaChanged:
@@ -125,6 +144,14 @@ def _gone(name: TableName, what: str) -> SchemaChanged:
         f"{name} was {what} while its changes were streamed",
         hint="take it out of the configuration; or, where there is a new one, fill its read table "
         "anew, for its changes up to now may not have been streamed; then start again",
+    )
+
+
+def _unlogged(name: TableName) -> SchemaChanged:
+    return SchemaChanged(
+        f"{name} is unlogged: its changes are not streamed",
+        hint=f"alter table {name.sql} set logged; start again, and have `cdc verify --repair` find "
+        "what was written meanwhile",
     )
 
 
@@ -149,10 +176,12 @@ def _changed_column(
     numbers = {name: attnum for attnum, (name, _) in now.columns.items()}
     for column in columns:
         found = now.columns.get(column.attnum)
-        if found is None and column.name in numbers:
+        if numbers.get(column.name, column.attnum) != column.attnum:
+            what = "dropped and made again" if found is None else f'renamed to "{found[0]}"'
+            another = "" if found is None else ", and another one given its name,"
             return SchemaChanged(
-                f'column "{column.name}" of {table} was dropped and made again while its '
-                "changes were streamed",
+                f'column "{column.name}" of {table} was {what}{another} while its changes were '
+                "streamed",
                 hint="start again to be told what mends it",
             )
         if found and found[0] == column.name and found[1] != column.type_sql:

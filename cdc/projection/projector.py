@@ -91,6 +91,8 @@ class FunctionProjector:
         calls.running = True
         try:
             return self._checked(function(change))
+        except (SystemExit, GeneratorExit) as error:  # `sys.exit()` ends no daemon
+            raise ProjectionError(f"raised {type(error).__name__}") from None
         finally:
             calls.running = False
 

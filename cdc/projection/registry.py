@@ -167,7 +167,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ConfigurationError:
         raise
-    except BaseException as error:  # noqa: BLE001  a module may raise anything, SystemExit too
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything
         raise ProjectorImportError(
             f"projector module {name} does not import: {type(error).__name__}: {error}"
             f"{_place(error)}",

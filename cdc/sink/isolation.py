@@ -73,10 +73,10 @@ class Quarantine:
         self._highest += 1
         return self._highest
 
-    def store(self, connection: sa.Connection, aside: Iterable[SetAside]) -> None:
-        """Store changes in their order."""
+    def store(self, connection: sa.Connection, sink: Sink, aside: Iterable[SetAside]) -> None:
+        """Store changes in their order; raise WriteRefused for one that is too large."""
         numbered = [(self.next(), one) for one in aside]
-        storage.store(connection, self.slot, numbered, self.held)
+        storage.store(connection, self.slot, numbered, self.held, fits=sink.fits)
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +211,7 @@ class Isolation:
 
     def _store(self) -> None:
         self._aside.sort(key=lambda numbered: numbered[0])
-        self._quarantine.store(self._connection, [one for _, one in self._aside])
+        self._quarantine.store(self._connection, self._sink, [one for _, one in self._aside])
         self._aside.clear()
 
     # What is in quarantine already.

@@ -146,18 +146,18 @@ class MySQLSink(PortableSink):
     def _run(self, statement: str, rows: Sequence[Row] = ()) -> "sa.CursorResult[Any]":
         for row in rows:
             # Told here, for the server hangs up on it: that would look like one that went away.
-            if self._size(row) * _MOST_PER_CHARACTER > self._packet and not self._fits(row):
+            if not self.fits(row):
                 raise RowsRefused(
                     f"a row is larger than the server's max_allowed_packet ({self._packet} bytes)"
                 )
         return super()._run(statement, rows)
 
-    @staticmethod
-    def _size(row: Row) -> int:
-        return sum([len(value) for value in row if value.__class__ in {str, bytes}])
+    def fits(self, values: Row) -> bool:
+        """Tell whether a row fits into one packet as the driver writes it."""
+        size = sum([len(value) for value in values if value.__class__ in {str, bytes}])
+        return size * _MOST_PER_CHARACTER <= self._packet or self._fits_written(values)
 
-    def _fits(self, row: Row) -> bool:
-        """Tell whether the row fits into one packet as the driver writes it."""
+    def _fits_written(self, row: Row) -> bool:
         driver: Any = self._connection.connection.driver_connection
         written = [driver.escape(value) for value in row if isinstance(value, str | bytes)]
         size = sum(len(text.encode(errors="surrogateescape")) for text in written)

@@ -34,11 +34,16 @@ _A_YEAR: Final = 31_536_000
 
 # Strict: what does not fit is refused. A key of 0 must not be taken for "the next number".
 # READ COMMITTED: each statement sees what is there now, and locks no gaps between keys.
+# What a server's own settings may cut short would be tried again for ever: a long statement, a
+# transaction whose next piece is awaited. The last of them are MariaDB's, to MySQL a comment.
 _SESSION: Final = (
     "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO,"
     "ERROR_FOR_DIVISION_BY_ZERO', "
     "time_zone = '+00:00', foreign_key_checks = 1, unique_checks = 1, "
-    f"autocommit = 0, wait_timeout = {_A_YEAR}"
+    "completion_type = 0, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, "
+    f"autocommit = 0, wait_timeout = {_A_YEAR} "
+    "/*M!100300 , max_statement_time = 0, idle_transaction_timeout = 0, "
+    "idle_write_transaction_timeout = 0 */"
 )
 
 # Connection lost or never made, server starting or stopping, out of memory, disk or connections,

@@ -147,6 +147,10 @@ class PostgresSink:
         for when in ("immediate", "deferred"):
             self._driver.execute(f"set constraints all {when}")
 
+    def fits(self, values: Row) -> bool:  # noqa: ARG002  a row that could be sent can be stored
+        """Tell yes."""
+        return True
+
     def copied_directly(self) -> bool:
         """Tell whether rows went straight into a table since the last commit or rollback.
 

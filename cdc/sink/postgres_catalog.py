@@ -22,6 +22,15 @@ where i.indrelid = to_regclass(:name) and i.indisunique and i.indimmediate and i
   and i.indpred is null and i.indexprs is null
 """)
 
+_UNLOGGED: Final = sa.text("""
+select c.oid::regclass::text
+from (select to_regclass(:name) as oid
+      union select relid from pg_partition_tree(to_regclass(:name))) t
+join pg_class c on c.oid = t.oid
+where c.relpersistence = 'u' and c.relkind = 'r'
+order by 1
+""")
+
 
 class PostgresCatalog:
     """Looks tables up, and spells what would mend them."""
@@ -40,9 +49,10 @@ class PostgresCatalog:
         found = self._connection.execute(_UNIQUE_KEYS, {"name": self.name(table)})
         return [set(columns) for columns in found.scalars()]
 
-    def further(self, _table: sa.Table) -> list[Difference]:
-        """Give what else keeps the table from being used."""
-        return []
+    def further(self, table: sa.Table) -> list[Difference]:
+        """Refuse what a crash of the server empties, while the checkpoint stays."""
+        found = self._connection.execute(_UNLOGGED, {"name": self.name(table)}).scalars()
+        return [(f"{name} is unlogged", f"alter table {name} set logged") for name in found]
 
     def drop_scratch(self, table: sa.Table) -> None:
         """Drop a temporary table."""

@@ -28,10 +28,12 @@ SESSION: Final = {
     "jit": "off",
     "lc_monetary": "C",  # as on the source: money is read as it was printed
     "lock_timeout": "0",
+    "row_security": "off",  # rows that a policy hides would be passed over in silence
     "statement_timeout": "0",
     "timezone": "UTC",
     "xmloption": "content",
 }
+_HAS_TRANSACTION_TIMEOUT: Final = 170_000
 _CONNECT_SECONDS: Final = 10
 _CANCEL_SECONDS: Final = 2
 
@@ -43,7 +45,7 @@ def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     given = str(parsed.query.get("options", ""))
     parsed = parsed.update_query_dict({"options": f"{given} {options}".strip()})
-    return sa.create_engine(
+    engine = sa.create_engine(
         parsed,
         poolclass=sa.pool.NullPool,
         pool_reset_on_return=None,  # closing rolls back, and a dead connection cannot
@@ -54,6 +56,15 @@ def create_engine(url: sa.URL, *, silence_seconds: int) -> sa.Engine:
             **keepalives(silence_seconds),
         },
     )
+    sa.event.listen(engine, "connect", _connected)
+    return engine
+
+
+def _connected(driver: psycopg.Connection[Any], _record: object) -> None:
+    """Lift the one timeout that older servers refuse to be told of as they are connected to."""
+    if driver.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+        driver.execute("set transaction_timeout = 0")
+        driver.commit()
 
 
 def _server_keepalives(seconds: int) -> dict[str, str]:
@@ -114,7 +125,7 @@ def read_error(error: psycopg.Error) -> CdcError:
 
 
 _HINTS: Final = {
-    "42501": "grant the role in read.url what the message names",
+    "42501": "grant the role in read.url what the message names; for row-level security, bypassrls",
     "42P01": "the read table was dropped while we ran: `cdc setup` makes it again, empty",
 }
 

@@ -1,15 +1,17 @@
 """The changes in quarantine, stored in the same commit as the checkpoint that passes them."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 
 from cdc.copy_state import Unit
+from cdc.errors import WriteRefused
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.projection.project import describe as describe_change
 from cdc.projection.quarantine import Held, Key, SetAside, to_json
 from cdc.sink.checkpoint import METADATA
 
@@ -101,13 +103,32 @@ def _key(text: str) -> Key:
 
 
 def store(
-    connection: sa.Connection, slot: str, numbered: Iterable[tuple[int, SetAside]], held: Held
+    connection: sa.Connection,
+    slot: str,
+    numbered: Iterable[tuple[int, SetAside]],
+    held: Held,
+    *,
+    fits: Callable[[tuple[Any, ...]], bool],
 ) -> None:
-    """Store changes, each with its number."""
+    """Store changes, each with its number; raise WriteRefused where a row does not fit."""
     now = datetime.now(UTC)
-    rows = [_row(slot, number, one, held) | {"set_aside_at": now} for number, one in numbered]
+    rows = []
+    for number, one in numbered:
+        rows.append(_row(slot, number, one, held) | {"set_aside_at": now})
+        if not fits(tuple(rows[-1].values())):
+            raise _too_large(one)
     if rows:
         connection.execute(sa.insert(TABLE), rows)
+
+
+def _too_large(one: SetAside) -> WriteRefused:
+    return WriteRefused(
+        f"projector {one.unit.projector}: {describe_change(one.change)}, in the transaction "
+        f"committed at {one.transaction.commit_lsn}, has to be set aside, and is larger than the "
+        "read database's max_allowed_packet",
+        hint="set global max_allowed_packet = 268435456; and in the server's configuration; then "
+        "start again: nothing after this transaction was applied",
+    )
 
 
 def _row(slot: str, number: int, one: SetAside, held: Held) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the writer asks of a kind of read database."""
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cdc.projection.batch import Segment
 
@@ -66,6 +66,9 @@ class Sink(Protocol):
 
     def copied_directly(self) -> bool:
         """Tell whether rows were written without a look at what is there; from now on, look."""
+
+    def fits(self, values: tuple[Any, ...]) -> bool:
+        """Tell whether a row is not larger than the server takes."""
 
     def apply(self, segment: Segment, *, in_sets: bool = False) -> None:
         """Write one segment of net effects; raise RowsRefused where rows will not be taken.

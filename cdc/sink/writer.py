@@ -335,7 +335,7 @@ class Writer:
         if is_sound and not applied and sink.copied_directly():
             applied = self._applies(batch)
         if applied:
-            quarantine.store(connection, batch.aside)
+            quarantine.store(connection, sink, batch.aside)
         elif quarantine.limit is None and not quarantine.held:
             self._apply_in_order(batch)
         else:

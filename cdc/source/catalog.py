@@ -28,7 +28,8 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p'
 """
 
 _FOUND = """
-select c.oid, n.nspname, c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod)
+select c.oid, n.nspname, c.relname, c.relpersistence = 'p', a.attnum, a.attname,
+       format_type(a.atttypid, a.atttypmod)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where c.oid = any(%s)
@@ -173,9 +174,13 @@ def find_oids(connection: Connection, names: Iterable[TableName]) -> dict[TableN
 
 
 class FoundTable(NamedTuple):
-    """A table that has an oid now: its name, and its columns' names and types by number."""
+    """A table that has an oid now: its name, and its columns' names and types by number.
+
+    The changes of one that is not `logged` are not streamed.
+    """
 
     name: TableName
+    logged: bool
     columns: dict[int, tuple[str, str]]
 
 
@@ -183,8 +188,8 @@ def find_tables(connection: Connection, oids: Iterable[int]) -> dict[int, FoundT
     """Look up what these oids are now; raise a SourceError."""
     found: dict[int, FoundTable] = {}
     with translated():
-        for oid, schema, table, *column in connection.execute(_FOUND, [list(oids)]):
-            known = found.setdefault(oid, FoundTable(TableName(schema, table), {}))
+        for oid, schema, table, logged, *column in connection.execute(_FOUND, [list(oids)]):
+            known = found.setdefault(oid, FoundTable(TableName(schema, table), logged, {}))
             known.columns[column[0]] = (column[1], column[2])
     return found
 

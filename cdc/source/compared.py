@@ -42,6 +42,17 @@ class ComparedReader(ChunkReader):
         row = self._ask(sql.SQL("0"), wanted, after=after, rows=rows)
         return Summed(row[1], 0, *self._end(row[1:], rows))
 
+    def any_left(self, *, after: Key | None, bound: Key) -> bool:
+        """Tell whether rows come after a key and not past another; outside a transaction."""
+        with self._described():
+            order = self._key_order()
+            conditions = [order.up_to(bound), *([order.after(after)] if after else [])]
+            query = sql.SQL("select exists (select from {} t where {})").format(
+                self._from, sql.SQL(" and ").join(conditions)
+            )
+            row = self._opened().execute(query).fetchone()
+        return bool(row and row[0])
+
     def _end(self, row: Sequence[Any], rows: int) -> tuple[Key | None, bool]:
         count, *last = row
         return (tuple(last) if count else None), count < rows

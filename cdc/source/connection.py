@@ -33,6 +33,7 @@ SESSION: Final = {
 }
 # What is printed names objects (regclass, ...) with their schema.
 _PRINTING: Final = {**SESSION, "search_path": "pg_catalog"}
+_HAS_TRANSACTION_TIMEOUT: Final = 170_000  # an older server refuses to be told of it
 _CONNECT_SECONDS: Final = 10
 # A dead peer is noticed within half a minute.
 _KEEPALIVES: Final = {
@@ -57,7 +58,10 @@ def connect_replication(dsn: str) -> Connection:
 
 def _connected(conninfo: str) -> Connection:
     with translated():
-        return psycopg.connect(conninfo, autocommit=True)
+        connection = psycopg.connect(conninfo, autocommit=True)
+        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+            connection.execute("set transaction_timeout = 0")  # as the other timeouts
+        return connection
 
 
 def _conninfo(dsn: str, session: Mapping[str, str], **parameters: str) -> str:

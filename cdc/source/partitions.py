@@ -56,7 +56,7 @@ with recursive tree(root, oid, late) as (
     join pg_attribute a on a.attrelid = i.inhrelid and a.attname = 'ctid'
 )
 select t.root, c.oid, n.nspname, c.relname, t.late, c.relfilenode::bigint,
-       pg_relation_size(c.oid) = 0
+       pg_relation_size(c.oid) = 0, c.relpersistence = 'p'
 from tree t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r'
 """
@@ -69,7 +69,8 @@ select exists (select from only {} t where age(t.xmin) >= (
 class Attached(NamedTuple):
     """A partition; `late` are the transactions that attached what had been a table of its own.
 
-    `file` is another one after a truncate, or after its rows were written anew.
+    `file` is another one after a truncate, or after its rows were written anew. The changes of one
+    that is not `logged` are not streamed.
     """
 
     root: TableName
@@ -78,6 +79,7 @@ class Attached(NamedTuple):
     late: list[str]
     file: int
     empty: bool
+    logged: bool
 
 
 def attached(connection: Connection, roots: dict[int, TableName]) -> list[Attached]:

@@ -702,6 +702,21 @@ def test_a_change_the_read_database_refuses_stops_with_its_key_and_is_retried_fr
     equal(write, read, "t")
 
 
+def test_read_rows_that_a_policy_hides_stop_it_and_are_not_passed_over(
+    write: Database, read: Database, configuration: Configure, cdc_run: Run
+) -> None:
+    write.run("create table t (id int primary key)", "insert into t values (1), (2)")
+    wanted = configuration(mirrors=[{"source": "public.t"}])
+    cdc_run(wanted)
+    read.run("alter table t enable row level security", "alter table t force row level security")
+    write.run("delete from t where id = 1")
+    ran = cdc_run(wanted, succeeds=False)
+    assert (ran.returncode, "row-level security" in ran.stderr) == (4, True)
+    read.run("alter table t no force row level security")
+    cdc_run(wanted)
+    assert read.rows("select * from t") == [(2,)]
+
+
 def test_a_column_added_while_streaming_stops_and_its_hint_mends_it(
     write: Database, read: Database, configuration: Configure, cdc_run: Run, plugin: str
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Configuration, Database, RunningDaemon
+from tests.conftest import Configuration, Database, RunningDaemon, require
 
 Configure = Callable[..., Configuration]
 Start = Callable[..., RunningDaemon]
@@ -275,3 +275,33 @@ def test_updates_of_a_partition_without_identity_stop_the_daemon(
     ran = cdc_run(begun, succeeds=False)
     assert ran.returncode == 6
     assert '"p1"' in ran.stderr
+
+
+def test_what_is_made_unlogged_stops_the_daemon_for_its_changes_are_not_streamed(
+    begun: Configuration, write: Database, read: Database, cdc_start: Start, cdc_run: Run
+) -> None:
+    """The server refuses it of a table that a publication names, and of partitions it does not."""
+    daemon = cdc_start(begun)
+    daemon.wait_started()
+    write.run(
+        "create unlogged table p2 partition of p for values from (10) to (20)",
+        "insert into p values (11, 'not streamed')",
+    )
+    assert daemon.ends() == 8
+    assert "public.p2 is unlogged" in daemon.log
+    assert cdc_run(begun, succeeds=False).returncode == 8
+    write.run("alter table p2 set logged", "insert into p values (12, 'streamed')")
+    cdc_run(begun)
+    assert read.texts("p") == [("12", "streamed")]
+
+
+def test_a_table_made_unlogged_stops_the_daemon(
+    write: Database, configuration: Configure, cdc_start: Start
+) -> None:
+    require(write.server.installation.wal2json, "wal2json")
+    write.run("create table t (id int primary key)")
+    daemon = cdc_start(configuration("wal2json", mirrors=[{"source": "public.t"}]))
+    daemon.wait_started()
+    write.run("alter table t set unlogged", "insert into t values (1)")
+    assert daemon.ends() == 8
+    assert "public.t is unlogged" in daemon.log

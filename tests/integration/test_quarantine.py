@@ -247,13 +247,15 @@ def test_a_row_that_the_read_database_refuses_is_set_aside(sink: Sink) -> None:
 def test_what_a_trigger_refuses_is_set_aside(sink: Sink) -> None:
     sink.store.query(
         "create function refuse() returns trigger language plpgsql as "
-        "$$ begin if new.v = 'bad' then raise exception 'no'; end if; return new; end $$; "
+        "$$ begin if new.v = 'bad' then raise exception 'no'; end if; "
+        "if new.v = 'own' then raise exception 'no' using errcode = 'SHOP1'; end if; "
+        "return new; end $$; "
         "create trigger refuses before insert or update on parent "
         "for each row execute function refuse()"
     )
-    sink.each(inserted(1, "bad"), inserted(2, "b"))
-    assert (sink.held(), sink.parents()) == (["1"], [(2, "b")])
-    assert "P0001" in sink.stored()[0].error
+    sink.each(inserted(1, "bad"), inserted(2, "b"), inserted(3, "own"))
+    assert (sink.held(), sink.parents()) == (["1", "3"], [(2, "b")])
+    assert [one.error[-7:] for one in sink.stored()] == ["(P0001)", "(SHOP1)"]
 
 
 def test_what_is_in_one_transaction_with_poison_is_applied(sink: Sink) -> None:
@@ -360,6 +362,15 @@ def test_a_transaction_in_pieces_sets_aside_too(sink: Sink) -> None:
 
 
 # A fault.
+
+
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)
+def test_what_is_too_large_to_be_set_aside_is_told(sink: Sink) -> None:
+    """The server hangs up on it, which looks like one that went away, and would be tried for ever."""
+    with pytest.raises(WriteRefused, match=r"id='2'.*max_allowed_packet"):
+        sink.each(inserted(1, "a"), inserted(2, "x" * 17 * 1024**2))
+    sink.again()
+    assert (sink.held(), sink.parents()) == ([], [])
 
 
 def test_more_keys_than_the_limit_are_a_fault(sink_of: Callable[..., Sink]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cdc.operate.check import check
 from tests.conftest import Configuration, Database, RunningDaemon
+from tests.integration.test_verify import verify
 
 Configure = Callable[..., Configuration]
 Start = Callable[..., RunningDaemon]
@@ -310,6 +311,38 @@ def test_a_column_renamed_while_streaming_stops_and_goes_on(
     assert daemon.ends() == EXIT
     read.run(*advice(daemon.log))
     cdc_run(begun)
+    equal(write, read)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_columns_that_exchange_their_names_stop_until_their_rows_are_put_right(
+    begun: Configuration,
+    write: Database,
+    read: Database,
+    cdc_start: Start,
+    cdc_run: Run,
+    streaming: bool,
+) -> None:
+    """They are told by nothing in the stream: each has a name and a type that there was before."""
+    write.run("alter table t add w text default 'w'")
+    cdc_run(begun.with_(projection=FOLLOW))
+    rename = "alter table t rename"
+    exchange = (f"{rename} v to x", f"{rename} w to v", f"{rename} x to w")
+    if streaming:
+        daemon = cdc_start(begun)
+        daemon.wait_for(write.run("insert into t (id, v, w) values (2, 'before', 'b')"))
+        write.commit(*exchange)
+        assert daemon.ends() == EXIT
+        assert "another one given its name" in daemon.log
+    else:
+        write.commit("insert into t (id, v, w) values (2, 'before', 'b')", *exchange)
+    write.run("insert into t (id, v, w) values (3, 'after', 'a')")
+    told = stops(cdc_run(begun, succeeds=False), "holds the values of the one before")
+    read.run(*advice(told))
+    daemon = cdc_start(begun)
+    daemon.wait_started()
+    daemon.wait_for(write.run("select 1"))  # what was pending, by the names of before
+    verify(begun, daemon, repair=True)
     equal(write, read)
 
 

@@ -34,7 +34,7 @@ from cdc.sink.writer import Writer
 from cdc.source.connection import connect, connect_replication
 from cdc.source.slot import drop_slot, identify, read_slot
 from cdc.source.slot_creation import create_slot
-from tests.conftest import Configuration, Database, until
+from tests.conftest import Configuration, Database, RunningDaemon, until
 
 Configure = Callable[..., Configuration]
 MIRROR = {"source": "public.t"}
@@ -153,6 +153,23 @@ def test_a_publication_that_leaves_changes_out_is_refused_and_not_changed(
     assert caught.value.hint
     assert write.rows(everything) == before
     assert write.rows(f"select 1 from pg_replication_slots where slot_name = '{wanted.slot}'") == []
+
+
+@pytest.mark.parametrize("altered", ["drop table t", "set (publish = 'insert')"])
+def test_a_publication_that_is_altered_stops_the_daemon(
+    write: Database,
+    configuration: Configure,
+    cdc_start: Callable[..., RunningDaemon],
+    altered: str,
+) -> None:
+    """What it leaves out then is not streamed, and nothing tells it."""
+    wanted = configuration(mirrors=[MIRROR])
+    daemon = cdc_start(wanted)
+    daemon.wait_started()
+    write.run(f"alter publication {wanted.slot} {altered}")
+    assert daemon.ends() == 3
+    assert "a publication was altered" in daemon.log
+    assert "cdc verify --repair" in daemon.log
 
 
 def test_a_start_that_is_refused_changes_no_publication(

@@ -1215,6 +1215,24 @@ def test_a_server_that_may_lose_commits_is_refused(store: ReadDatabase) -> None:
         store.query("set global innodb_flush_log_at_trx_commit = 1")
 
 
+@pytest.mark.parametrize("dialect", ["mariadb"])
+def test_limits_that_would_cut_a_transaction_short_are_lifted_for_our_sessions(
+    store: ReadDatabase,
+) -> None:
+    """What they end would be tried again, and ended again, for ever."""
+    limits = ("max_statement_time", "idle_transaction_timeout", "idle_write_transaction_timeout")
+    names = (*limits, "sql_safe_updates", "completion_type")
+    for name in names:
+        store.query(f"set global {name} = 1")
+    try:
+        with create_engine(store.url).connect() as connection:
+            ours = [connection.exec_driver_sql(f"select @@{name}").scalar_one() for name in names]
+    finally:
+        for name in names:
+            store.query(f"set global {name} = default")
+    assert ours == [0, 0, 0, 0, "NO_CHAIN"]
+
+
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_sqlite_that_another_process_writes_to_is_tried_again(
     store: ReadDatabase, monkeypatch: pytest.MonkeyPatch, number: int

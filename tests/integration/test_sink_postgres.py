@@ -4,7 +4,7 @@ import enum
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -33,11 +33,12 @@ from cdc.operation import Append, Move, shape_of
 from cdc.projection.batch import Batch
 from cdc.projection.lines import BulkPlan
 from cdc.projection.registry import Registry
-from cdc.servers import Server
+from cdc.servers import Server, find_wheel
 from cdc.sink import checkpoint
 from cdc.sink.engine import create_engine
 from cdc.sink.writer import Writer
-from tests.conftest import FAST, Database, installation, until
+from cdc.source.connection import connect
+from tests.conftest import FAST, Database, installation, require, until
 
 SECRET = "s3cr3t"
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -912,3 +913,14 @@ def test_new_rows_in_bulk_that_collided_outlive_a_lost_connection(sink: Sink) ->
     sink.write(batch)
     assert sink.rows() == [(key, "x", "y") for key in range(MANY)]
     assert sink.stored() == sink.lsn
+
+
+def test_a_timeout_that_newer_servers_alone_know_is_lifted() -> None:
+    wheel = find_wheel()
+    require(wheel and wheel.version[0] >= 17, "a Postgres server of version 17 or newer")
+    with Server(wheel, {**FAST, "transaction_timeout": "1s"}) as server:
+        with closing(connect(server.dsn())) as source:
+            source_has = source.execute("show transaction_timeout").fetchone()
+        with create_engine(server.url()).connect() as read:
+            read_has = read.exec_driver_sql("show transaction_timeout").one()
+    assert (source_has, tuple(read_has)) == (("0",), ("0",))

@@ -164,6 +164,29 @@ def test_a_partial_index_makes_no_key(connection: sa.Connection) -> None:
     assert misfit(connection, wanted) is not None
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["create unlogged table t (id int primary key)"],
+        [
+            "create table t (id int primary key) partition by range (id)",
+            "create unlogged table p partition of t default",
+        ],
+    ],
+)
+def test_what_a_crash_would_empty_is_refused(connection: sa.Connection, made: list[str]) -> None:
+    """The checkpoint would stay, and the rows be gone for good."""
+    wanted = table("t", sa.Column("id", sa.Integer, primary_key=True))
+    for statement in made:
+        connection.exec_driver_sql(statement)
+    error = misfit(connection, wanted)
+    assert error is not None
+    assert "is unlogged" in str(error)
+    for statement in error.sql:
+        connection.exec_driver_sql(statement)
+    assert misfit(connection, wanted) is None
+
+
 def test_the_comparison_leaves_nothing_behind(connection: sa.Connection) -> None:
     make(connection, table())
     query = "select count(*) from pg_class"

@@ -400,3 +400,45 @@ def test_names_may_be_anything_and_tables_partitioned(
     clean, _ = only(verify(chosen, daemon))
     assert counts(clean) == (0, 0, 0, 0)
     assert daemon.stop() == 0
+
+
+@contextmanager
+def growing(write: Database) -> Iterator[None]:
+    """Have rows added to a table's end meanwhile, 2,000 a second and more."""
+    stop = threading.Event()
+
+    def add() -> None:
+        last = 1_000_000
+        with write.connect() as connection:
+            while not stop.wait(0.05):
+                connection.execute(
+                    "insert into t select generate_series(%s, %s)", (last, last + 99)
+                )
+                last += 100
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_it_does_not_chase_what_is_added_faster_than_it_may_read(
+    write: Database, configuration: Configure, cdc_start: Start
+) -> None:
+    write.run(
+        "create table t (id int primary key, v text)",
+        "insert into t select g, 'v' from generate_series(1, 2000) g",
+    )
+    masked = {"source": "public.t", "mask": {"v": "null"}}  # compared row by row, page by page
+    chosen = configuration(mirrors=[masked]).with_(
+        copy={"max_rows_per_second": 1000, "chunk_bytes": 16_384}
+    )
+    daemon = cdc_start(chosen)
+    daemon.wait_until(daemon.copied)
+    with growing(write):
+        found, _ = only(verify(chosen, daemon))
+    assert (counts(found), found.compared > 2000) == ((0, 0, 0, 0), True)
+    assert daemon.stop() == 0

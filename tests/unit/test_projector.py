@@ -60,6 +60,7 @@ READ = sa.Table(
     sa.Column("title", sa.Text),
     sa.Column("body", sa.Text),
 )
+LISTED = sa.Table("listed", sa.MetaData(), sa.Column("id", sa.ARRAY(sa.Text), primary_key=True))
 TAGS = sa.Table(
     "post_tag",
     METADATA,
@@ -284,6 +285,8 @@ def test_a_table_outside_into_is_an_error() -> None:
         (lambda change: int(change.row["title"]), ["ValueError", "test_projector.py"]),
         (lambda change: {}[change.row["title"]], ["KeyError", "test_projector.py"]),
         (lambda change: change.row["title"].nothing, ["AttributeError"]),
+        (lambda change: sys.exit(change.row["title"]), ["SystemExit"]),
+        (lambda _: Upsert(LISTED, id=[SECRET]), ['"id" of listed', "a list"]),
     ],
 )
 def test_what_is_wrong_is_said_at_once_without_values(function: Any, said: list[str]) -> None:
@@ -419,6 +422,7 @@ def _here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (tmp_path / "again_projectors.py").write_text("from good_projectors import *\n")
     (tmp_path / "bad_projectors.py").write_text("\nimport nothing_of_this_name\n")
+    (tmp_path / "leaving_projectors.py").write_text("\nraise SystemExit(0)\n")
     (tmp_path / "worse_projectors.py").write_text("def f(:\n")
     (tmp_path / "leaving_projectors.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "odd_projectors.py").write_text("class Odd(BaseException): ...\nraise Odd\n")
@@ -440,6 +444,7 @@ def test_modules_are_searched_for_projectors_once_each() -> None:
     [
         ("bad_projectors", ["nothing_of_this_name", "bad_projectors.py:2"]),
         ("worse_projectors", ["SyntaxError"]),
+        ("leaving_projectors", ["SystemExit", "leaving_projectors.py:2"]),
         ("no_such_projectors", ["no_such_projectors"]),
         ("leaving_projectors", ["SystemExit: 0", "leaving_projectors.py:2"]),
         ("odd_projectors", ["Odd", "odd_projectors.py:2"]),
