@@ -165,9 +165,9 @@ def _imported(modules: Sequence[str]) -> list[ModuleType]:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ConfigurationError:
+    except (ConfigurationError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything
+    except BaseException as error:  # noqa: BLE001  a module may raise anything, SystemExit too
         raise ProjectorImportError(
             f"projector module {name} does not import: {type(error).__name__}: {error}"
             f"{_place(error)}",
