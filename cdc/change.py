@@ -1,6 +1,6 @@
 """What happened in the write database: relations, rows and changes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from cdc.errors import UnknownColumn, ValueUnreadable
 from cdc.names import TableName
-from cdc.values import UNCHANGED, Text, Unchanged, loader
+from cdc.values import UNCHANGED, Text, loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,14 @@ class Relation:
         return {column.name: position for position, column in enumerate(self.columns)}
 
     @cached_property
+    def readers(self) -> dict[str, tuple[int, Callable[[str], Any]]]:
+        """Each column's position, and what makes a Python value of its text."""
+        return {
+            column.name: (position, loader(column.decoded_as))
+            for position, column in enumerate(self.columns)
+        }
+
+    @cached_property
     def key_positions(self) -> tuple[int, ...]:
         return tuple(self.positions[name] for name in self.key)
 
@@ -88,13 +96,15 @@ class Row(Mapping[str, Any]):
         Raise UnknownColumn (a KeyError), or ValueUnreadable (a ValueError) where Python's type
         cannot hold the value.
         """
-        position = self._position(name)
-        value = self._values[position]
-        if value is None or isinstance(value, Unchanged):
-            return value
-        column = self.relation.columns[position]
         try:
-            return loader(column.decoded_as)(value)
+            position, load = self.relation.readers[name]
+        except KeyError:
+            raise _unknown_column(self.relation, name) from None
+        value = self._values[position]
+        if value is None or value is UNCHANGED:
+            return value
+        try:
+            return load(value)  # type: ignore[arg-type]
         except (ValueError, ArithmeticError, RecursionError, psycopg.DataError):
             raise ValueUnreadable(
                 f'column "{name}" of {self.relation.name} holds a value that Python\'s own type '

@@ -86,6 +86,19 @@ class _Exact:
 _EXACT: Final = _Exact()
 
 
+# What psycopg's loaders do, without a way through bytes.
+_PLAIN: Final[dict[str, Callable[[str], Any]]] = {
+    "bool": "t".__eq__,
+    "int2": int,
+    "int4": int,
+    "int8": int,
+    "numeric": Decimal,
+    "text": str,
+    "varchar": str,
+}
+_PLAIN_BY_OID: Final = {psycopg.adapters.types[name].oid: load for name, load in _PLAIN.items()}
+
+
 @cache
 def loader(type_oid: int) -> Callable[[str], Any]:
     """Give the function that turns a value's text into a Python value; str where none is known.
@@ -93,5 +106,7 @@ def loader(type_oid: int) -> Callable[[str], Any]:
     The function raises psycopg.DataError, ValueError or ArithmeticError where Python's type cannot
     hold the value.
     """
+    if type_oid in _PLAIN_BY_OID:
+        return _PLAIN_BY_OID[type_oid]
     load = Transformer(_EXACT).get_loader(type_oid, Format.TEXT).load
     return lambda text: load(text.encode())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
@@ -23,6 +23,8 @@ from cdc.operation import (
     table_of,
 )
 from cdc.values import UNCHANGED
+
+_WRITES: Final = (Upsert, Update, Delete)
 
 Returned = Iterable[Operation] | Operation | None
 Function = Callable[[Any], Returned]
@@ -117,11 +119,12 @@ class FunctionProjector:
     def _checked(self, returned: Returned) -> list[Operation]:
         if returned is None:
             return []
-        several = returned if isinstance(returned, Iterable) else (returned,)
-        return [self._allowed(operation) for operation in several]
+        if isinstance(returned, _WRITES) or not isinstance(returned, Iterable):
+            return [self._allowed(returned)]
+        return [self._allowed(operation) for operation in returned]
 
     def _allowed(self, operation: Operation) -> Operation:
-        if isinstance(operation, Upsert | Update | Delete):
+        if isinstance(operation, _WRITES):
             self._require(operation.shape.table)
             return without_unchanged(operation)
         if isinstance(operation, Truncate):
@@ -178,7 +181,10 @@ def _key_values(operation: Upsert | Update | Delete, shape: Shape) -> tuple[Any,
 
 def without_unchanged(operation: Upsert | Update | Delete) -> Operation:
     """Leave out the columns that were not sent: then it is an Update, for the row must exist."""
-    if UNCHANGED not in operation.values:
+    for value in operation.values:  # not `in`, which compares
+        if value is UNCHANGED:
+            break
+    else:
         return operation
     known = {
         name: value

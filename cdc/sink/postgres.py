@@ -445,17 +445,18 @@ class PostgresSink:
         columns = {column.name: column for column in shape.table.columns}
         types = [columns[name].type.dialect_impl(dialect) for name in shape.columns]
         processors = [type_.bind_processor(dialect) for type_ in types]
-        if not any(processors):
+        converted = [(at, process) for at, process in enumerate(processors) if process is not None]
+        if not converted:
             return None
 
         def bind(row: Row) -> Row:
+            values = list(row)
             try:
-                return tuple(
-                    value if process is None else process(value)
-                    for process, value in zip(processors, row, strict=True)
-                )
+                for at, process in converted:
+                    values[at] = process(values[at])
             except Exception as error:  # noqa: BLE001  a type's processor may raise anything
                 raise RowsRefused(f"{type(error).__name__} while binding its values") from None
+            return tuple(values)
 
         return bind
 
