@@ -1,10 +1,12 @@
 """Who consumes the backlog: native replication, this daemon, and the ceiling (a reader alone)."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ Plugin = Literal["wal2json", "pgoutput"]
 
 PUBLICATION: Final = "bench_all"
 NATIVE: Final = "native"
+_ROOT: Final = Path(__file__).parents[1]
 _STOP_SECONDS: Final = 60
 _SETUP_SECONDS: Final = 120
 
@@ -76,6 +79,10 @@ class Contestant(ABC):
     def verify(self, backlog: Backlog) -> None:
         """Raise Unequal where the result differs from the source."""
         self.arena.verify(self.key, backlog.expected)
+
+    def stream_bytes(self) -> int | None:
+        """Give how many bytes the plugin sent, where that was counted."""
+        return None
 
     def remove(self) -> None:
         """Drop what `prepare` made, so that the next one has the machine to itself."""
@@ -160,6 +167,7 @@ class Ours(Contestant):
 
     plugin: Plugin
     copying: str = field(default="enabled = false\n", init=False)  # the rows are there already
+    reading: str = field(default="", init=False)  # lines of [read]: its defaults
 
     def __post_init__(self) -> None:
         self.name = f"cdc-{self.plugin}"
@@ -169,9 +177,9 @@ class Ours(Contestant):
         """Let the first start make the slot and the checkpoint over tables that hold the rows."""
         self.arena.create_read_database(self.key)
         self._configure(self.workload.tables)
-        self._run_once()
+        self.run_once()
 
-    def _run_once(self) -> None:
+    def run_once(self) -> None:
         """Let it make what it needs, and stop."""
         with self.log_path.open("ab") as log:
             ran = subprocess.run(
@@ -180,6 +188,7 @@ class Ours(Contestant):
                 stdout=log,
                 stderr=log,
                 timeout=_SETUP_SECONDS,
+                **self._surroundings,
             )
         if ran.returncode != 0:
             raise BenchError(f"the first start ended with {ran.returncode}: {self._log_end()}")
@@ -201,27 +210,36 @@ class Ours(Contestant):
         return [sys.executable, "-m", "cdc", "run", "--config", str(self._config)]
 
     @property
+    def _surroundings(self) -> dict[str, Any]:
+        """Give where it starts, to find the modules, and the environment."""
+        return {"cwd": _ROOT, "env": os.environ | self.workload.environment}
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
     def _settings(self, tables: Sequence[str]) -> str:
+        mirrored = () if self.workload.modules else tables
         mirrors = "".join(
             f'[[projection.mirrors]]\nsource = "public.{table}"\n'
             + ("insert_only = true\n" if table in self.workload.keyless else "")
-            for table in (*tables, END_TABLE)
+            for table in (*mirrored, END_TABLE)
         )
         return (
             f'[source]\ndsn = "{self.arena.source.dsn(SOURCE_DB)}"\nslot = "{self.key}"\n'
             f'plugin = "{self.plugin}"\npublication = "{self.key}"\n'
-            f'[read]\nurl = "{self.arena.read.url(self.key)}"\n'
-            f'[http]\nlisten = "127.0.0.1:0"\n[copy]\n{self.copying}{mirrors}'
+            f'[read]\nurl = "{self.arena.read.url(self.key)}"\n{self.reading}'
+            f'[http]\nlisten = "127.0.0.1:0"\n[copy]\n{self.copying}'
+            f"[projection]\nmodules = {list(self.workload.modules)}\n{mirrors}"
         )
 
     def start(self, backlog: Backlog) -> None:  # noqa: ARG002  the interface's
         self._watcher = Watcher(self.arena, self.key)
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, **self._surroundings
+            )
 
     def require_alive(self) -> None:
         if self._process is not None and self._process.poll() is not None:
@@ -309,6 +327,9 @@ class Ceiling(Contestant):
     def pids(self) -> Mapping[str, int]:
         return {"daemon": self._process.pid}
 
+    def stream_bytes(self) -> int | None:
+        return self._read["bytes"] if self._read else None
+
     def stop(self) -> None:
         self._process.communicate(timeout=_STOP_SECONDS)
 
@@ -324,6 +345,25 @@ class Ceiling(Contestant):
 def _given(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None
     return stream
+
+
+def wait_for_stream(
+    arena: Arena,
+    contestant: Contestant,
+    *,
+    seconds: float = _SETUP_SECONDS,
+    poll_seconds: float = 0.05,
+) -> int:
+    """Wait until the slot is in use; give the walsender's pid."""
+    query = "select active_pid from pg_replication_slots where slot_name = %s and active"
+    deadline = time.monotonic() + seconds
+    with arena.source.connect() as source:
+        while (row := source.execute(query, [contestant.key]).fetchone()) is None:
+            contestant.require_alive()
+            if time.monotonic() > deadline:
+                raise BenchError("it never started to stream")
+            time.sleep(poll_seconds)
+    return int(row[0])
 
 
 def create_slot(arena: Arena, name: str, plugin: str) -> None:
