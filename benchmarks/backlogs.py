@@ -30,7 +30,17 @@ def replicas(run: Run, place: Arena, workload: Workload, label: str) -> list[Con
 
 
 def compare(run: Run, workload: Workload, line_up: LineUp = everybody) -> list[Result]:
-    """Measure all contestants over one backlog, each round in another order."""
+    """Measure all contestants over one backlog; print what they did."""
+    backlog, results = measure_all(run, workload, line_up)
+    report.print_results(run.console, backlog, [result for result in results if result.round])
+    return results
+
+
+def measure_all(run: Run, workload: Workload, line_up: LineUp) -> tuple[Backlog, list[Result]]:
+    """Measure all contestants over one backlog, each round in another order.
+
+    Those that were profiled are of round 0.
+    """
     with fresh(run.installation) as place:
         rounds, profiled = _prepared(run, place, workload, line_up)
         backlog = generate(place, workload)
@@ -40,12 +50,11 @@ def compare(run: Run, workload: Workload, line_up: LineUp = everybody) -> list[R
             for number, contestants in zip(run.numbers, rounds, strict=True)
             for contestant in in_turn(contestants, number)
         ]
-        extra = [measured(run, contestant, backlog, 0) for contestant in profiled]
-    report.print_results(run.console, backlog, results)
-    for contestant in profiled:
-        path = f"{contestant.path}.txt, .raw, .speedscope.json"
-        run.console.print(f"Profile: {path}", soft_wrap=True)
-    return results + [result for result in extra if result.void]
+        for contestant in profiled:
+            results.append(measured(run, contestant, backlog, 0))
+            files = f"{contestant.path}.txt, .raw, .speedscope.json"
+            run.console.print(f"Profile: {files}", soft_wrap=True)
+    return backlog, [result for result in results if result.round or result.void]
 
 
 def _prepared(

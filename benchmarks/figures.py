@@ -39,6 +39,12 @@ class Result(Figure):
     def rate(self) -> float:
         return self.changes / self.seconds if self.seconds else 0.0
 
+    @property
+    def streaming_rate(self) -> float:
+        """Changes a second from when it streams: without the process's start."""
+        seconds = self.seconds - self.startup_seconds
+        return self.changes / seconds if seconds > 0 else 0.0
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"changes_per_second": round(self.rate)}
 

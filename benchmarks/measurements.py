@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from benchmarks import backlogs, beside, copies, idle, latency, spread, start
+from benchmarks import backlogs, beside, copies, growth, idle, latency, spread, start
 from benchmarks.backlogs import LineUp
 from benchmarks.figures import Figure
 from benchmarks.projected import Projected
@@ -33,4 +33,4 @@ TARGETED: Final[Mapping[str, Measurement]] = {
 }
 """What `make bench` measures, and `benchmarks.targets` has the targets of."""
 
-MEASUREMENTS: Final[Mapping[str, Measurement]] = TARGETED
+MEASUREMENTS: Final[Mapping[str, Measurement]] = {**TARGETED, "growth": growth.compare}

@@ -194,6 +194,22 @@ def print_idle(console: Console, found: Sequence[Idle]) -> None:
     _print_void(console, found)
 
 
+def print_growth(console: Console, results: Sequence[Result]) -> None:
+    """Print the curves: changes a second, without the daemon's start."""
+    table = Table(title="changes/s as work grows, without the daemon's start")
+    contestants = list(dict.fromkeys(result.contestant for result in results))
+    table.add_column("axis")
+    for name in ("point", *contestants):
+        table.add_column(name, justify="right")
+    for axis, point in dict.fromkeys((result.axis, result.point) for result in results):
+        at_it = [r for r in results if (r.axis, r.point) == (axis, point) and not r.void]
+        rates = [[r.streaming_rate for r in at_it if r.contestant == name] for name in contestants]
+        cells = [f"{median(values):,.0f}" if values else "" for values in rates]
+        table.add_row(axis, f"{point:,}", *cells)
+    console.print(table)
+    _print_void(console, results)
+
+
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print the targets that were measured, and whether they are met."""
     table = Table(title="targets")
