@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from benchmarks import copies, report, targets
+from benchmarks import copies, publish, report, targets
 from benchmarks.contestants import Plugin
 from benchmarks.errors import BenchError
 from benchmarks.measurements import MEASUREMENTS, TARGETED
@@ -40,6 +40,8 @@ def main() -> int:
         path = report.write(run.stamp, document)
     report.print_verdicts(console, verdicts)
     console.print(f"Written to {path}.")
+    if arguments.publish:
+        publish.publish(document)
     return int(void)
 
 
@@ -98,6 +100,11 @@ def _arguments() -> argparse.Namespace:
         "--profile",
         action="store_true",
         help="also run the daemon under py-spy: CPU, then holders of the GIL",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write the figures, the plots and the tables of docs/performance.md anew",
     )
     return parser.parse_args()
 

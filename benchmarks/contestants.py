@@ -18,6 +18,7 @@ from typing import IO, Any, Final, Literal
 import psycopg
 
 from benchmarks.arena import END_TABLE, SOURCE_DB, Arena
+from benchmarks.compared import NATIVE
 from benchmarks.errors import BenchError, Unequal
 from benchmarks.workloads import Backlog, Workload
 from cdc.names import TableName
@@ -26,7 +27,6 @@ from cdc.source import pgoutput, wal2json
 Plugin = Literal["wal2json", "pgoutput"]
 
 PUBLICATION: Final = "bench_all"
-NATIVE: Final = "native"
 _ROOT: Final = Path(__file__).parents[1]
 _STOP_SECONDS: Final = 60
 _SETUP_SECONDS: Final = 120

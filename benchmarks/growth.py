@@ -28,7 +28,7 @@ from benchmarks.workloads import (
 )
 
 _ROWS: Final = 200_000
-_WIDE_BYTES: Final = 100_000_000
+_WIDE_BYTES: Final = 30_000_000
 _HEXADECIMAL: Final = 32  # what md5 gives
 _WIDE: Final = "create table wide (id bigint primary key, payload text not null)"
 _PAYLOAD: Final = """

@@ -6,6 +6,7 @@ from typing import Final
 from benchmarks import backlogs, beside, copies, growth, idle, latency, spread, start
 from benchmarks.backlogs import LineUp
 from benchmarks.figures import Figure
+from benchmarks.peers import compare as peers
 from benchmarks.projected import Projected
 from benchmarks.run import Run
 from benchmarks.workloads import Big, Million, Tpcb, Workload
@@ -33,4 +34,8 @@ TARGETED: Final[Mapping[str, Measurement]] = {
 }
 """What `make bench` measures, and `benchmarks.targets` has the targets of."""
 
-MEASUREMENTS: Final[Mapping[str, Measurement]] = {**TARGETED, "growth": growth.compare}
+MEASUREMENTS: Final[Mapping[str, Measurement]] = {
+    **TARGETED,
+    "growth": growth.compare,
+    "peers": peers.compare,
+}

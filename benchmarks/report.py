@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import targets
+from benchmarks import compared
 from benchmarks.arena import SETTINGS
 from benchmarks.figures import Figure, Idle, Latency, Result, Start
 from benchmarks.targets import Verdict
@@ -91,7 +91,7 @@ def print_results(console: Console, backlog: Backlog, results: Sequence[Result])
         table.add_column(f"CPU s\n{name}", justify="right")
     table.add_column("peak MiB", justify="right")
     table.add_column("equal")
-    against_native = targets.to_native(_json(results))
+    against_native = compared.to_native(_json(results))
     for name in dict.fromkeys(result.contestant for result in results):
         rounds = [result for result in results if result.contestant == name]
         table.add_row(name, *_cells(rounds, against_native.get(name)))
@@ -162,7 +162,7 @@ def _latency_cells(found: Latency) -> list[str]:
 
 def print_spread(console: Console, results: Sequence[Result]) -> None:
     """Print how the rate over many tables compares with that of one."""
-    for contestant, ratio in targets.to_one_table(_json(results)).items():
+    for contestant, ratio in compared.to_one_table(_json(results)).items():
         console.print(f"{contestant}: {ratio:.2f} of the rate of one table")
 
 
