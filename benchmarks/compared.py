@@ -44,6 +44,12 @@ def streaming_rate(figure: Mapping[str, Any]) -> float:
     return float(figure["changes"] / (figure["seconds"] - figure["startup_seconds"]))
 
 
+def streaming_cpu_seconds(figure: Mapping[str, Any]) -> float | None:
+    """Give the daemon's CPU seconds from when it streams; None where there is no daemon."""
+    spent = figure["cpu_seconds"].get("daemon")
+    return None if spent is None else float(spent - figure["startup_cpu_seconds"])
+
+
 def to_native(figures: Figures) -> dict[str, float]:
     """Give each contestant's rate over native's of the same round."""
     native = {figure["round"]: rate(figure) for figure in _of_contestant(figures, NATIVE)}

@@ -27,6 +27,7 @@ class Result(Figure):
     changes: int = 0
     seconds: float = 0.0
     startup_seconds: float = 0.0
+    startup_cpu_seconds: float = 0.0
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     threads: list[tuple[int, float]] = field(default_factory=list)
     peak_bytes: int | None = None

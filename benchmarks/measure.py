@@ -100,7 +100,10 @@ def _run(contestant: Contestant, backlog: Backlog, result: Result) -> None:
     contestant.start(backlog)
     try:
         walsender = _walsender(contestant) if contestant.streams else 0
-        result.startup_seconds = time.monotonic() - begin if walsender else 0.0
+        if walsender:
+            result.startup_seconds = time.monotonic() - begin
+            daemon = contestant.pids().get("daemon")
+            result.startup_cpu_seconds = _cpu_seconds(daemon) if daemon else 0.0
         _wait(contestant, begin)
         result.seconds = time.monotonic() - begin
         _sample(contestant, cpu, walsender, result)

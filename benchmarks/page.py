@@ -1,7 +1,7 @@
 """The tables of docs/performance.md, made from the published figures; the prose stays by hand."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from benchmarks import compared, targets
 from benchmarks.compared import Figures
@@ -38,26 +38,36 @@ def rewritten(page: str, published: Published) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def _under(table: str, published: Published, *names: str) -> str:
-    """Say below a table what it was measured with."""
-    said = [_said(published, name) for name in names if published.figures(name)]
-    return "\n\n".join([table, *dict.fromkeys(said)])
+    """Say below a table what it was measured with: one line for each run."""
+    loads: dict[str, list[float]] = {}
+    for name in names:
+        if published.figures(name):
+            facts = published.facts(name)
+            loads.setdefault(_said(facts), []).append(facts["load"])
+    said = [f"{run}; {_load(of_run)}." for run, of_run in loads.items()]
+    return "\n\n".join([table, *said])
 
 
-def _said(published: Published, name: str) -> str:
-    facts = published.facts(name)
+def _said(facts: Mapping[str, Any]) -> str:
     rounds = "one round" if facts["rounds"] == 1 else f"medians of {facts['rounds']} rounds"
     scale = "" if facts["scale"] == 1 else f", at {facts['scale']:g} of the size"
-    others = ": **other work ran on the machine**" if facts["load"] > _QUIET else ""
+    changed = ", with changes" if facts["modified"] else ""
     return (
-        f"Measured {facts['date'][:10]} at revision {facts['revision'][:10]}, {rounds}{scale}; "
-        f"{facts['cores']} cores, {facts['processor']}; PostgreSQL {facts['postgres']}, Python "
-        f"{facts['python']}; load before it began {facts['load']:.1f}{others}."
+        f"Measured {facts['date'][:10]} at revision {facts['revision'][:10]}{changed}, {rounds}"
+        f"{scale}; {facts['cores']} cores, {facts['processor']}; PostgreSQL {facts['postgres']}, "
+        f"Python {facts['python']}"
     )
+
+
+def _load(loads: Sequence[float]) -> str:
+    """Say what the machine's load was before; the benchmark's own is that of its last minute."""
+    others = ": **other work ran on the machine**" if loads[0] > _QUIET else ""
+    return f"load before it began {loads[0]:.1f}{others}"
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -175,7 +185,7 @@ def _growth(published: Published) -> str:
         at_it = [f for f in figures if (f["axis"], f["point"]) == (axis, point)]
         rates = compared.medians(at_it, compared.streaming_rate)
         peaks = compared.medians(at_it, lambda f: f["peak_bytes"] and f["peak_bytes"] / 1e6)
-        seconds = compared.per_million(at_it, lambda f: f["cpu_seconds"].get("daemon"))
+        seconds = compared.per_million(at_it, compared.streaming_cpu_seconds)
         rows.append(
             (
                 _AXES[axis],
