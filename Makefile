@@ -32,11 +32,12 @@ soak: .venv/.installed-dev ## Ten minutes of faults, DDL, large transactions, po
 bench: .venv/.installed-bench ## Measure against native logical replication (needs PostgreSQL)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-peers: .venv/.installed-bench $(PEERS) ## The same beside Debezium (Java 17) and PipelineWise
-	$(BIN)/python -m benchmarks --only peers $(ARGS)
+bench-peers: $(PEERS) ## The same beside Debezium (Java 17) and PipelineWise
+	@$(MAKE) --no-print-directory bench ARGS='--only peers $(ARGS)'
 
-bench-publish: .venv/.installed-bench $(PEERS) ## Measure all, three rounds; write docs/performance.md's tables and plots
-	$(BIN)/python -m benchmarks --only targets,growth,peers --rounds 3 --publish $(ARGS)
+bench-publish: $(PEERS) ## Measure all, three rounds; write docs/performance.md's tables and plots
+	@$(MAKE) --no-print-directory bench \
+	    ARGS='--only targets,growth,peers --rounds 3 --publish $(ARGS)'
 
 clean: ## Remove the virtual environment and everything else made here
 	rm -rf .venv .peers build dist *.egg-info .*_cache .hypothesis .coverage

@@ -1,13 +1,16 @@
 """Contestants over one backlog: lined up, measured in turn, compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 
 from benchmarks import measure, profiling, report
 from benchmarks.arena import Arena, fresh
-from benchmarks.contestants import Ceiling, Contestant, Native, Ours, publish
+from benchmarks.ceiling import Ceiling
+from benchmarks.contestants import Contestant, publish
 from benchmarks.figures import Result
+from benchmarks.native import Native
+from benchmarks.ours import Ours
 from benchmarks.run import Run, in_turn
 from benchmarks.workloads import Backlog, Workload, generate
 
@@ -72,7 +75,7 @@ def _prepared(
     return rounds, profiled
 
 
-def _profiled(run: Run, place: Arena, workload: Workload) -> Sequence[profiling.Profiled]:
+def _profiled(run: Run, place: Arena, workload: Workload) -> list[profiling.Profiled]:
     profiling.py_spy()
     folder = report.FOLDER / f"{run.stamp}-profile"
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,25 @@ def streaming_cpu_seconds(figure: Mapping[str, Any]) -> float | None:
     return None if spent is None else float(spent - figure["startup_cpu_seconds"])
 
 
+def cpu_seconds(role: str) -> Value:
+    """Give what tells the CPU seconds of a role."""
+
+    def told(figure: Mapping[str, Any]) -> float | None:
+        spent: float | None = figure["cpu_seconds"].get(role)
+        return spent
+
+    return told
+
+
+def milliseconds(quantile: str) -> Value:
+    """Give what tells a quantile of the times from commit to visible."""
+
+    def told(figure: Mapping[str, Any]) -> float:
+        return float(figure["milliseconds"][quantile])
+
+    return told
+
+
 def to_native(figures: Figures) -> dict[str, float]:
     """Give each contestant's rate over native's of the same round."""
     native = {figure["round"]: rate(figure) for figure in _of_contestant(figures, NATIVE)}

@@ -12,9 +12,11 @@ from typing import Final
 
 from benchmarks import backlogs, report
 from benchmarks.arena import SOURCE_DB, Arena, fresh
-from benchmarks.contestants import PUBLICATION, Contestant, Native, Ours, Watcher, publish
+from benchmarks.contestants import PUBLICATION, Contestant, Watcher, publish
 from benchmarks.errors import BenchError
 from benchmarks.figures import Result
+from benchmarks.native import Native
+from benchmarks.ours import Ours
 from benchmarks.run import Run, in_turn
 from benchmarks.workloads import (
     INSERT_ITEMS,
@@ -233,7 +235,7 @@ def compare(run: Run) -> list[Result]:
         run.say(f"{workload.title}: table made")
         for number in run.numbers:
             label = f"r{number}"
-            line_up: list[Contestant] = streaming(run, place, workload, label)
+            line_up: list[Contestant] = [*streaming(run, place, workload, label)]
             for contestant in in_turn([*line_up, Pipe(place, workload, label)], number):
                 contestant.prepare()
                 results.append(backlogs.measured(run, contestant, backlog, number))

@@ -7,10 +7,11 @@ from urllib.request import urlopen
 
 from benchmarks import report
 from benchmarks.arena import END_TABLE, SOURCE_DB, fresh
-from benchmarks.contestants import Ours, publish, wait_for_stream
+from benchmarks.contestants import publish, wait_for_stream
 from benchmarks.errors import BenchError
 from benchmarks.figures import Idle
 from benchmarks.measure import Cpu
+from benchmarks.ours import Ours
 from benchmarks.run import Run
 from benchmarks.start import Few
 from benchmarks.workloads import Backlog

@@ -135,7 +135,7 @@ def _costs(published: Published) -> str:
 
 def _seconds(figures: Figures) -> dict[str, Mapping[str, float]]:
     return {
-        role: compared.per_million(figures, lambda f, r=role: f["cpu_seconds"].get(r))
+        role: compared.per_million(figures, compared.cpu_seconds(role))
         for role in ("walsender", "daemon", "read")
     }
 
@@ -150,8 +150,7 @@ def _latency(name: str) -> Callable[[Published], str]:
         figures = published.figures(name)
         quantiles = ("p50", "p90", "p99", "max")
         by_name = [
-            compared.medians(figures, lambda f, q=quantile: f["milliseconds"][q])
-            for quantile in quantiles
+            compared.medians(figures, compared.milliseconds(quantile)) for quantile in quantiles
         ]
         rows = [(who, *(_number(of[who], 2) for of in by_name)) for who in by_name[0]]
         head = ("contestant", *(f"{quantile} ms" for quantile in quantiles))

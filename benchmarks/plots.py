@@ -82,7 +82,7 @@ def _stack(panel: Axes, backlogs: Mapping[str, Figures]) -> None:
     below = [0.0] * len(bars)
     for role, color in _ROLES.items():
         by_backlog = {
-            name: compared.per_million(figures, lambda f, r=role: f["cpu_seconds"].get(r))
+            name: compared.per_million(figures, compared.cpu_seconds(role))
             for name, figures in backlogs.items()
         }
         values = [by_backlog[name].get(contestant, 0.0) for name, contestant in bars]

@@ -42,10 +42,12 @@ class Published:
             }
 
     def figures(self, name: str) -> Figures:
-        return self.measured.get(name, {}).get("figures", [])
+        figures: Figures = self.measured.get(name, {}).get("figures", [])
+        return figures
 
     def facts(self, name: str) -> Mapping[str, Any]:
-        return self.measured[name]["facts"]
+        facts: Mapping[str, Any] = self.measured[name]["facts"]
+        return facts
 
 
 def _without(figure: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import Final
 
 from benchmarks import report
 from benchmarks.arena import END_TABLE, SOURCE_DB, Arena, fresh
-from benchmarks.contestants import Ours, publish, wait_for_stream
+from benchmarks.contestants import publish, wait_for_stream
 from benchmarks.errors import BenchError
 from benchmarks.figures import Start
+from benchmarks.ours import Ours
 from benchmarks.run import Run, in_turn
 from benchmarks.workloads import Backlog, Changes, Workload, make_items
 

@@ -55,7 +55,7 @@ def _times_native(figures: Figures) -> Measured:
 
 
 def _milliseconds(quantile: str) -> Callable[[Figures], Measured]:
-    return lambda figures: compared.medians(figures, lambda f: f["milliseconds"][quantile])
+    return lambda figures: compared.medians(figures, compared.milliseconds(quantile))
 
 
 def _peak(figures: Figures) -> Measured:

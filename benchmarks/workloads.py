@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final
 
 import psycopg
@@ -28,13 +27,36 @@ class Workload(ABC):
     With `modules` the daemon reads them for projectors instead of mirroring the tables.
     """
 
-    name: str
-    title: str
-    tables: tuple[str, ...]
-    changes: Changes
-    keyless: frozenset[str] = frozenset()
-    modules: tuple[str, ...] = ()
-    environment: Mapping[str, str] = MappingProxyType({})
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def title(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def tables(self) -> tuple[str, ...]: ...
+
+    @property
+    @abstractmethod
+    def changes(self) -> Changes: ...
+
+    @property
+    def keyless(self) -> frozenset[str]:
+        """The tables without a key, whose inserts alone are mirrored."""
+        return frozenset()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of projectors."""
+        return ()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What the daemon's environment has beyond this one's."""
+        return {}
 
     @property
     def results(self) -> tuple[str, ...]:
