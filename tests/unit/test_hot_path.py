@@ -168,7 +168,7 @@ def test_a_change_costs_no_more_instructions_than_it_did(name: str, plugin: str)
     found = instructions(path(name, plugin))
     measured = MEASURED[name, plugin]
     told = f"{found:.0f} instructions a change; it was {measured}"
-    print(told)
+    print(told)  # noqa: T201  for who writes it down
     assert found < MORE_INSTRUCTIONS * measured, told
     assert found > measured / 2, f"{told}: write the new figure down"
 
@@ -187,5 +187,5 @@ def test_rows_in_bulk_take_no_more_time_than_they_did(plugin: str) -> None:
         if least[0] < MORE_TIME * measured * least[1]:
             break
     told = f"{least[0] / least[1]:.2f} times the reference; it was {measured}"
-    print(told)
+    print(told)  # noqa: T201  for who writes it down
     assert least[0] < MORE_TIME * measured * least[1], told
