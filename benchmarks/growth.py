@@ -190,7 +190,7 @@ AXES: Final = (
 
 
 def compare(run: Run) -> list[Result]:
-    """Measure every point of every axis."""
+    """Measure every point of every axis, once: a curve has its neighbours to be checked by."""
     found = [
         result for axis in AXES for point in axis.points for result in _measure(run, axis, point)
     ]
@@ -208,6 +208,7 @@ def _measure(run: Run, axis: Axis, point: int) -> list[Result]:
 
     asked = replace(
         run,
+        rounds=1,
         native=run.native and axis.replicates,
         ceiling=run.ceiling and axis.name == "width",  # the others' bytes a change are the same
         profile=False,

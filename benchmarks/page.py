@@ -23,8 +23,8 @@ _AXES: Final = {
     "projectors": "projectors",
 }
 _CONTESTANTS: Final = ("native", "cdc-wal2json", "cdc-pgoutput")
-_QUIET: Final = 0.5
-"""The load above which something else was at work."""
+_QUIET: Final = 0.2
+"""How many cores' worth of work may be somebody else's without a word."""
 
 
 def rewritten(page: str, published: Published) -> str:
@@ -65,9 +65,11 @@ def _said(facts: Mapping[str, Any]) -> str:
 
 
 def _load(loads: Sequence[float]) -> str:
-    """Say what the machine's load was before; the benchmark's own is that of its last minute."""
-    others = ": **other work ran on the machine**" if loads[0] > _QUIET else ""
-    return f"load before it began {loads[0]:.1f}{others}"
+    """Say how many cores' worth of work others did, at most, before something was measured."""
+    most = max(loads)
+    return f"others' load {most:.1f}" + (
+        ": **other work ran on the machine**" if most > _QUIET else ""
+    )
 
 
 def _number(value: float | None, digits: int = 0) -> str:

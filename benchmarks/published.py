@@ -32,11 +32,11 @@ class Published:
     def take(self, document: Mapping[str, Any]) -> None:
         """Let a run's figures take the place of earlier ones of the same measurements."""
         facts = {name: document["facts"][name] for name in _FACTS}
-        asked = document["facts"]["arguments"]
         for name, figures in document["measured"].items():
             self.measured[name] = {
                 "facts": facts
-                | {"rounds": asked["rounds"], "scale": asked["scale"]}
+                | {"scale": document["facts"]["arguments"]["scale"]}
+                | {"rounds": max(figure["round"] for figure in figures)}
                 | {"load": document["load"][name]},
                 "figures": [_without(figure) for figure in figures],
             }

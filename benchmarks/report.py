@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,7 @@ from cdc.servers import Installation
 FOLDER: Final = Path(__file__).with_name("results")
 _PACKAGES: Final = ("cdc-daemon", "msgspec", "psycopg", "psycopg-binary", "sqlalchemy")
 _MEBIBYTE: Final = 1024**2
+_LOOK_SECONDS: Final = 2.0
 _CPU_COLUMNS: Final = ("walsender", "daemon", "read", "source others", "read others")
 
 
@@ -48,8 +50,12 @@ def facts(installation: Installation, arguments: Mapping[str, Any]) -> dict[str,
 
 
 def load() -> float:
-    """Give what else the machine does, before something is measured."""
-    return round(os.getloadavg()[0], 2)
+    """Give how many cores' worth of work others do: looked at while nothing of ours runs.
+
+    The system's own average would count what was measured before.
+    """
+    busy = psutil.cpu_percent(_LOOK_SECONDS) / 100
+    return round(busy * (os.cpu_count() or 1), 2)
 
 
 def print_facts(console: Console, facts: Mapping[str, Any]) -> None:
