@@ -129,11 +129,12 @@ def main(options: dict[str, Any]) -> None:
     running.start()
     while changes() < options["changes"]:
         if not running.is_alive():
-            sys.exit("the engine ended: see debezium.log")
+            print("the engine ended", file=sys.stderr, flush=True)
+            os._exit(1)  # sys.exit would wait for the Java machine, which waits for nothing
         time.sleep(_POLL_SECONDS)
     print(json.dumps({"changes": changes()}), flush=True)
     sys.stdin.read()
-    os._exit(0)  # closing the engine takes seconds, and nothing is kept
+    os._exit(0)  # to close the engine takes seconds, and nothing is kept
 
 
 def _counting(engine: DebeziumEngine, properties: dict[str, str], folder: Path) -> Any:
