@@ -71,7 +71,6 @@ class Debezium(Contestant):
             "database.password": str(source.get("password", "none")),
             "database.dbname": SOURCE_DB,
             "table.include.list": ",".join(tables),
-            "message.prefix.exclude.list": ".*",  # this daemon's heartbeats
             "snapshot.mode": "no_data",  # 3.6 refuses its older name, never
             "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
             "offset.storage.file.filename": f"{self._folder.name}/offsets",

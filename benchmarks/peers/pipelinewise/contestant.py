@@ -101,9 +101,8 @@ class PipelineWise(Contestant):
     def _state(self) -> Path:
         return self._folder / "printed"
 
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log"
+    def _log(self, program: str) -> Path:
+        return self._folder / f"{program}.log"
 
     def start(self, backlog: Backlog) -> None:
         self._rows = {table: rows for table, (rows, _) in backlog.expected.items()}
@@ -114,17 +113,21 @@ class PipelineWise(Contestant):
         catalog = ["--properties", str(self._folder / "catalog.json")]
         since = [] if state is None else ["--state", str(state)]
         config = self._folder / "tap.json"
-        with self._log.open("ab") as log, self._state.open("wb") as printed:
+        with (
+            self._log("tap").open("ab") as tap_log,
+            self._log("target").open("ab") as target_log,
+            self._state.open("wb") as printed,
+        ):
             tap = subprocess.Popen(
                 [self._tap, "--config", str(config), *catalog, *since],
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=tap_log,
             )
             target = subprocess.Popen(
                 [self._target, "--config", str(self._folder / "target.json")],
                 stdin=tap.stdout,
                 stdout=printed,
-                stderr=log,
+                stderr=target_log,
             )
         if tap.stdout is not None:
             tap.stdout.close()  # else the tap would not notice that the target has gone
@@ -136,10 +139,10 @@ class PipelineWise(Contestant):
         self.require_alive()
 
     def require_alive(self) -> None:
-        codes = [running.poll() for running in self._running]
-        if any(codes):
-            end = self._log.read_text(errors="replace").strip()[-1000:]
-            raise BenchError(f"tap and target ended with {codes}: {end}")
+        for name, running in zip(("tap", "target"), self._running, strict=True):
+            if code := running.poll():
+                end = self._log(name).read_text(errors="replace").strip()[-1000:]
+                raise BenchError(f"the {name} ended with {code}: {end}")
 
     def done(self) -> bool:
         self.require_alive()
