@@ -23,7 +23,9 @@ _DPI: Final = 80
 def draw(published: Published, folder: Path) -> list[Path]:
     """Draw what there are figures for; give the files."""
     folder.mkdir(exist_ok=True)
-    mpl.rcParams.update({"font.size": 9, "svg.hashsalt": "cdc", "axes.grid": True})
+    mpl.rcParams.update(
+        {"font.size": 9, "svg.hashsalt": "cdc", "axes.grid": True, "axes.axisbelow": True}
+    )
     drawn = []
     if growth := published.figures("growth"):
         drawn.append(_save(_growth(growth), folder / "growth.png"))
@@ -104,5 +106,6 @@ def _sizes(panel: Axes, backlogs: Mapping[str, Figures]) -> None:
         places = [n + number * width for n in range(len(sent))]
         panel.bar(places, [size.get(kind, 0.0) for size in sent.values()], width, label=kind)
     panel.set_xticks([n + 0.4 - width / 2 for n in range(len(sent))], list(sent))
+    panel.margins(y=0.3)  # room for the legend
     if kinds:
         panel.legend()
