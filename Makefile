@@ -1,14 +1,15 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint chaos soak bench clean components
+.PHONY: help demo test lint chaos soak bench bench-peers bench-publish clean components
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+PEERS := .peers/debezium/.installed .peers/pipelinewise-tap/.installed .peers/pipelinewise-target/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: .venv/.installed-wheel-server ## Two throwaway databases, an application and the daemon, live (ARGS="--seconds 10")
 	@$(BIN)/cdc demo $(ARGS)
@@ -32,8 +33,15 @@ bench: .venv/.installed-bench ## Measure against native logical replication (nee
 	@$(BIN)/python -m compileall -q cdc # as installed: a start that compiles takes a fifth longer
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-peers: $(PEERS) ## The same beside Debezium (Java 17) and PipelineWise
+	@$(MAKE) --no-print-directory bench ARGS='--only peers $(ARGS)'
+
+bench-publish: $(PEERS) ## Measure all, three rounds; write docs/performance.md's tables and plots
+	@$(MAKE) --no-print-directory bench \
+	    ARGS='--only targets,growth,peers --rounds 3 --publish $(ARGS)'
+
 clean: ## Remove the virtual environment and everything else made here
-	rm -rf .venv build dist *.egg-info .*_cache .hypothesis .coverage
+	rm -rf .venv .peers build dist *.egg-info .*_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 components:
@@ -43,6 +51,20 @@ components:
 .venv/.installed-%: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[$*]'
 	@touch $@
+
+# Peers of the benchmark, each in an environment of its own: what they need does not go together.
+.peers/debezium/.installed: benchmarks/peers/debezium/requirements.txt
+	$(INSTALL_PEER)
+
+.peers/pipelinewise-%/.installed: benchmarks/peers/pipelinewise/%.txt
+	$(INSTALL_PEER)
+
+define INSTALL_PEER
+@PYTHON='$(PYTHON)' tests/install-components venv postgres java
+$(PYTHON) -m venv --clear $(@D)
+$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+@touch $@
+endef
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

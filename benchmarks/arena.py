@@ -188,7 +188,7 @@ def _pipe(source: psycopg.Connection[Any], read: psycopg.Connection[Any], table:
 
 
 @contextmanager
-def arena(installation: Installation) -> Iterator[Arena]:
+def fresh(installation: Installation) -> Iterator[Arena]:
     """Start both servers with the same settings; remove them afterwards."""
     with Server(installation, SETTINGS) as source, Server(installation, SETTINGS) as read:
         source.create_database(SOURCE_DB)

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import latency
-from benchmarks.arena import END_TABLE, SOURCE_DB, Arena
+from benchmarks import copies, latency, report
+from benchmarks.arena import END_TABLE, SOURCE_DB, Arena, fresh
+from benchmarks.contestants import publish
 from benchmarks.copies import Copying, Table
 from benchmarks.errors import BenchError
-from benchmarks.latency import RATE, Latency
+from benchmarks.figures import Latency
+from benchmarks.latency import RATE
+from benchmarks.run import Run, in_turn
 from benchmarks.workloads import Backlog
 
 _POLL_SECONDS: Final = 0.02
@@ -40,9 +43,26 @@ class Beside(Table):
         arena.source.psql(f"truncate ticks, {END_TABLE}", SOURCE_DB)
 
 
+def compare(run: Run) -> list[Latency]:
+    """Let each copy while it follows a writer, each round in another order."""
+    workload, found = Beside(run.rows_to_copy), []
+    with fresh(run.installation) as place:
+        latency.require_waldump(place)
+        workload.prepare(place)
+        publish(place, workload.tables)
+        backlog = copies.filled(place, workload)
+        for number in run.numbers:
+            line_up = copies.streaming(run, place, workload, f"r{number}")
+            for contestant in in_turn(line_up, number):
+                found.append(measure(place, contestant, backlog, number))
+                run.say(f"latency beside a copy, round {number}: {contestant.name}")
+    report.print_latencies(run.console, found, TITLE)
+    return found
+
+
 def measure(arena: Arena, contestant: Copying, backlog: Backlog, number: int) -> Latency:
     """Let one contestant copy and follow the writer; it is set up, and removed, here."""
-    found = Latency(contestant.name, number)
+    found = Latency(contestant.name, number, RATE)
     assert isinstance(backlog.workload, Beside)
     backlog.workload.clear(arena)
     contestant.prepare()

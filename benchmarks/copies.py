@@ -6,14 +6,26 @@ native by `pg_subscription_rel`, the daemon by `cdc_copy`, the pipe by ending.
 
 import resource
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.arena import SOURCE_DB, TEMPLATE_DB, Arena
-from benchmarks.contestants import PUBLICATION, Contestant, Native, Ours, Plugin, Watcher
+from benchmarks import backlogs, report
+from benchmarks.arena import SOURCE_DB, Arena, fresh
+from benchmarks.contestants import PUBLICATION, Contestant, Watcher, publish
 from benchmarks.errors import BenchError
-from benchmarks.workloads import INSERT_ITEMS, ITEMS, Backlog, Changes, Workload
+from benchmarks.figures import Result
+from benchmarks.native import Native
+from benchmarks.ours import Ours
+from benchmarks.run import Run, in_turn
+from benchmarks.workloads import (
+    INSERT_ITEMS,
+    Backlog,
+    Changes,
+    Workload,
+    make_items,
+    statement,
+)
 from cdc.settings import CopySettings
 
 ROWS: Final = 5_000_000
@@ -37,13 +49,12 @@ select exists (select from cdc_copy where source = 'public.{table}' and state = 
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Workload):
     """A table of seven columns, full at the source and empty at the read database."""
 
     rows: int
     name: str = "copy"
     tables: tuple[str, ...] = ("items",)
-    keyless: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -54,13 +65,12 @@ class Table:
         return {"I": self.rows, "U": 0, "D": 0}
 
     def prepare(self, arena: Arena) -> None:
-        arena.source.psql(ITEMS, SOURCE_DB)
-        arena.read.psql(ITEMS, TEMPLATE_DB)
+        make_items(arena, ["items"])
 
     def generate(self, arena: Arena) -> None:
         """Fill the table; vacuum it, so that whoever reads it first has no hint bits to set."""
         with arena.connect_source() as connection:
-            connection.execute(INSERT_ITEMS.format(first=1, last=self.rows).encode())
+            connection.execute(statement(INSERT_ITEMS, first=1, last=self.rows).encode())
             connection.execute("vacuum (analyze, freeze) items")
 
 
@@ -125,7 +135,7 @@ class OursCopy(Ours):
         *streamed, _ = self.workload.tables
         self._configure(streamed)
         if streamed:
-            self._run_once()
+            self.run_once()
         self._config.write_text(self._settings(self.workload.tables))
 
     def copied(self, table: str) -> bool:
@@ -155,14 +165,11 @@ Copying = NativeCopy | OursCopy
 """Who streams beside the copy."""
 
 
-def contestants(
-    arena: Arena, workload: Workload, label: str, *, plugins: Sequence[Plugin], chunk_bytes: int
-) -> list[Copying]:
+def streaming(run: Run, arena: Arena, workload: Workload, label: str) -> list[Copying]:
     """Give those that stream beside the copy."""
-    return [
-        NativeCopy(arena, workload, label),
-        *(OursCopy(arena, workload, label, plugin, chunk_bytes) for plugin in plugins),
-    ]
+    natives = [NativeCopy(arena, workload, label)] if run.native else []
+    chunk_bytes = run.copy_chunk_bytes
+    return [*natives, *(OursCopy(arena, workload, label, p, chunk_bytes) for p in run.plugins)]
 
 
 @dataclass
@@ -216,6 +223,24 @@ class Pipe(Contestant):
             if running.poll() is None:
                 running.kill()
             running.wait()
+
+
+def compare(run: Run) -> list[Result]:
+    """Let each copy the same table into a fresh database, each round in another order."""
+    workload, results = Table(run.rows_to_copy), []
+    with fresh(run.installation) as place:
+        workload.prepare(place)
+        publish(place, workload.tables)
+        backlog = filled(place, workload)
+        run.say(f"{workload.title}: table made")
+        for number in run.numbers:
+            label = f"r{number}"
+            line_up: list[Contestant] = [*streaming(run, place, workload, label)]
+            for contestant in in_turn([*line_up, Pipe(place, workload, label)], number):
+                contestant.prepare()
+                results.append(backlogs.measured(run, contestant, backlog, number))
+    report.print_results(run.console, backlog, results)
+    return results
 
 
 def _children_seconds() -> float:

@@ -13,16 +13,20 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import quantiles
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.arena import END_TABLE, SOURCE_DB, TEMPLATE_DB, Arena
-from benchmarks.contestants import Contestant
+from benchmarks import report
+from benchmarks.arena import END_TABLE, SOURCE_DB, TEMPLATE_DB, Arena, fresh
+from benchmarks.backlogs import replicas
+from benchmarks.contestants import Contestant, publish, wait_for_stream
 from benchmarks.errors import BenchError
-from benchmarks.workloads import Backlog, Changes
+from benchmarks.figures import Latency
+from benchmarks.run import Run, in_turn
+from benchmarks.workloads import Backlog, Changes, Workload
 from cdc.servers import Server
 
 RATE: Final = 1000
@@ -41,13 +45,12 @@ Times = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Ticks:
+class Ticks(Workload):
     """Single-row inserts, as they come."""
 
     seconds: int
     name: str = "latency"
     tables: tuple[str, ...] = ("ticks",)
-    keyless: frozenset[str] = frozenset()
     title: str = f"{RATE} single-row transactions a second"
 
     @classmethod
@@ -73,22 +76,24 @@ def prepare_ticks(arena: Arena) -> None:
     arena.read.psql(_TICKS.format(identity=""), TEMPLATE_DB)
 
 
-@dataclass
-class Latency:
-    """What one contestant's readers saw in one round, in milliseconds."""
-
-    contestant: str
-    round: int
-    wanted_rate: int = RATE
-    written_rate: float = 0.0
-    samples: int = 0
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    void: str | None = None
+def compare(run: Run) -> list[Latency]:
+    """Let all contestants follow the same writer, each round in another order."""
+    workload, found = Ticks.scaled(run.scale), []
+    with fresh(run.installation) as place:
+        require_waldump(place)
+        workload.prepare(place)
+        publish(place, workload.tables)
+        for number in run.numbers:
+            for contestant in in_turn(replicas(run, place, workload, f"r{number}"), number):
+                found.append(measure(place, contestant, workload, number))
+                run.say(f"latency, round {number}: {contestant.name}")
+    report.print_latencies(run.console, found)
+    return found
 
 
 def measure(arena: Arena, contestant: Contestant, workload: Ticks, number: int) -> Latency:
     """Let one contestant follow the writer; it is set up, and removed, here."""
-    found = Latency(contestant.name, number)
+    found = Latency(contestant.name, number, RATE)
     workload.generate(arena)
     contestant.prepare()
     arena.settle()
@@ -108,7 +113,7 @@ def measure(arena: Arena, contestant: Contestant, workload: Ticks, number: int) 
 def _follow(arena: Arena, contestant: Contestant, workload: Ticks, found: Latency) -> None:
     contestant.start(Backlog(workload, 0, 0, {}))
     try:
-        _wait_for_stream(arena, contestant)
+        wait_for_stream(arena, contestant)
         found.written_rate = _write(arena, workload.seconds)
         arena.source.psql(f"insert into {END_TABLE} values (1)", SOURCE_DB)
         deadline = time.monotonic() + _DRAIN_SECONDS
@@ -118,16 +123,6 @@ def _follow(arena: Arena, contestant: Contestant, workload: Ticks, found: Latenc
             time.sleep(0.05)
     finally:
         contestant.stop()
-
-
-def _wait_for_stream(arena: Arena, contestant: Contestant) -> None:
-    query = f"select active from pg_replication_slots where slot_name = '{contestant.key}'"
-    deadline = time.monotonic() + _DRAIN_SECONDS
-    while not arena.source.psql(query)[0][0]:
-        contestant.require_alive()
-        if time.monotonic() > deadline:
-            raise BenchError("it never started to stream")
-        time.sleep(0.05)
 
 
 def _write(arena: Arena, seconds: int) -> float:
@@ -215,10 +210,7 @@ def summarise(found: Latency, seconds: list[float]) -> None:
     } | {"max": round(max(seconds) * 1000, 3)}
 
 
-def as_json(found: Latency) -> dict[str, Any]:
-    return dict(vars(found))
-
-
-def is_possible(arena: Arena) -> bool:
-    """Tell whether pg_waldump is there."""
-    return Path(arena.installation.bin / "pg_waldump").is_file()
+def require_waldump(arena: Arena) -> None:
+    """Raise BenchError where pg_waldump is missing."""
+    if not Path(arena.installation.bin / "pg_waldump").is_file():
+        raise BenchError("latency needs pg_waldump, which this server does not have")

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
 from benchmarks.arena import Arena
-from benchmarks.contestants import Contestant
+from benchmarks.contestants import Contestant, wait_for_stream
 from benchmarks.errors import BenchError
+from benchmarks.figures import Result
 from benchmarks.workloads import Backlog
 from cdc.servers import Server
 
@@ -18,37 +19,14 @@ _POLL_SECONDS: Final = 0.01
 _LONGEST_SECONDS: Final = 1800.0
 
 
-@dataclass
-class Result:
-    """What one contestant did in one round. `void` says why its figures do not count."""
-
-    contestant: str
-    workload: str
-    round: int
-    changes: int = 0
-    seconds: float = 0.0
-    startup_seconds: float = 0.0
-    cpu_seconds: dict[str, float] = field(default_factory=dict)
-    threads: list[tuple[int, float]] = field(default_factory=list)
-    peak_bytes: int | None = None
-    void: str | None = None
-
-    @property
-    def rate(self) -> float:
-        return self.changes / self.seconds if self.seconds else 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"changes_per_second": round(self.rate)}
-
-
 class Cpu:
-    """CPU seconds of both servers' processes, from here on."""
+    """CPU seconds of both servers' processes, from here on, and of others that run already."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, *others: int) -> None:
         self._servers = {"source others": arena.source, "read others": arena.read}
         self._totals = {name: _total(server) for name, server in self._servers.items()}
         self._before = {
-            pid: _cpu_seconds(pid) for server in self._servers.values() for pid in _family(server)
+            pid: _cpu_seconds(pid) for pid in chain(others, *map(_family, self._servers.values()))
         }
 
     def since(self, roles: Mapping[str, int]) -> dict[str, float]:
@@ -103,7 +81,8 @@ def peak_bytes(pid: int) -> int | None:
 
 def measure(contestant: Contestant, backlog: Backlog, number: int) -> Result:
     """Run one contestant over the backlog, check what it made, and remove it."""
-    result = Result(contestant.name, backlog.workload.name, number, backlog.total)
+    result = Result(contestant.name, number, backlog.workload.name, backlog.total)
+    result.wal_bytes = backlog.wal_bytes
     try:
         _run(contestant, backlog, result)
         contestant.verify(backlog)
@@ -117,29 +96,24 @@ def measure(contestant: Contestant, backlog: Backlog, number: int) -> Result:
 def _run(contestant: Contestant, backlog: Backlog, result: Result) -> None:
     arena = contestant.arena
     arena.settle()
-    with arena.source.connect() as source:
-        cpu, begin = Cpu(arena), time.monotonic()
-        contestant.start(backlog)
-        try:
-            walsender = _streaming(source, contestant, begin) if contestant.streams else 0
-            result.startup_seconds = time.monotonic() - begin if walsender else 0.0
-            _wait(contestant, begin)
-            result.seconds = time.monotonic() - begin
-            _sample(contestant, cpu, walsender, result)
-        finally:
-            contestant.stop()
+    cpu, begin = Cpu(arena), time.monotonic()
+    contestant.start(backlog)
+    try:
+        walsender = _walsender(contestant) if contestant.streams else 0
+        if walsender:
+            result.startup_seconds = time.monotonic() - begin
+            daemon = contestant.pids().get("daemon")
+            result.startup_cpu_seconds = _cpu_seconds(daemon) if daemon else 0.0
+        _wait(contestant, begin)
+        result.seconds = time.monotonic() - begin
+        _sample(contestant, cpu, walsender, result)
+    finally:
+        contestant.stop()
 
 
-def _streaming(source: Any, contestant: Contestant, begin: float) -> int:
-    """Wait until the slot is in use; give the walsender's pid."""
-    statement = "select active_pid from pg_replication_slots where slot_name = %s and active"
-    while time.monotonic() < begin + _LONGEST_SECONDS:
-        row = source.execute(statement, [contestant.key]).fetchone()
-        if row is not None and row[0] is not None:
-            return int(row[0])
-        contestant.require_alive()
-        time.sleep(_POLL_SECONDS)
-    raise BenchError("it never started to stream")
+def _walsender(contestant: Contestant) -> int:
+    seconds = {"seconds": _LONGEST_SECONDS, "poll_seconds": _POLL_SECONDS}
+    return wait_for_stream(contestant.arena, contestant, **seconds)
 
 
 def _wait(contestant: Contestant, begin: float) -> None:
@@ -154,6 +128,7 @@ def _sample(contestant: Contestant, cpu: Cpu, walsender: int, result: Result) ->
     result.cpu_seconds = cpu.since(roles)
     result.cpu_seconds.pop("watcher", None)
     result.cpu_seconds |= contestant.ended_seconds()
+    result.stream_bytes = contestant.stream_bytes()
     if (pid := roles.get("daemon")) is not None:
         result.peak_bytes = peak_bytes(pid)
         threads = psutil.Process(pid).threads()

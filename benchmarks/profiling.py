@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from benchmarks.contestants import Ours
 from benchmarks.errors import BenchError
+from benchmarks.ours import Ours
 from benchmarks.workloads import Backlog
 
 Mode = Literal["cpu", "gil"]

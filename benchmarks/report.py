@@ -12,19 +12,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import compared
 from benchmarks.arena import SETTINGS
-from benchmarks.contestants import NATIVE
-from benchmarks.latency import Latency
-from benchmarks.measure import Result
+from benchmarks.figures import Figure, Idle, Latency, Result, Start
+from benchmarks.targets import Verdict
 from benchmarks.workloads import Backlog
 from cdc.servers import Installation
 
 FOLDER: Final = Path(__file__).with_name("results")
 _PACKAGES: Final = ("cdc-daemon", "msgspec", "psycopg", "psycopg-binary", "sqlalchemy")
 _MEBIBYTE: Final = 1024**2
+_LOOK_SECONDS: Final = 2.0
 _CPU_COLUMNS: Final = ("walsender", "daemon", "read", "source others", "read others")
 
 
@@ -42,9 +44,29 @@ def facts(installation: Installation, arguments: Mapping[str, Any]) -> dict[str,
         "packages": {name: version(name) for name in _PACKAGES},
         "postgres": ".".join(map(str, installation.version)),
         "settings": dict(SETTINGS),
-        "load": os.getloadavg()[0],
+        "load": load(),
         "arguments": dict(arguments),
     }
+
+
+def load() -> float:
+    """Give how many cores' worth of work others do: looked at while nothing of ours runs.
+
+    The system's own average would count what was measured before.
+    """
+    busy = psutil.cpu_percent(_LOOK_SECONDS) / 100
+    return round(busy * (os.cpu_count() or 1), 2)
+
+
+def print_facts(console: Console, facts: Mapping[str, Any]) -> None:
+    """Print on what, with what and when."""
+    settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
+    console.print(
+        f"{facts['date']}, revision {facts['revision'][:10]}{'+' if facts['modified'] else ''}, "
+        f"{facts['cores']} cores ({facts['processor']}), load {facts['load']:.1f}, "
+        f"Postgres {facts['postgres']}, Python {facts['python']}\n{settings}",
+        highlight=False,
+    )
 
 
 def _git(*arguments: str) -> str:
@@ -61,16 +83,6 @@ def _processor() -> str:
     return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
-def ratios(results: Sequence[Result]) -> dict[str, float]:
-    """Give each contestant's rate over native's of the same round; the median over rounds."""
-    native = {r.round: r.rate for r in results if r.contestant == NATIVE and not r.void}
-    found: dict[str, list[float]] = {}
-    for result in results:
-        if not result.void and native.get(result.round):
-            found.setdefault(result.contestant, []).append(result.rate / native[result.round])
-    return {name: median(values) for name, values in found.items()}
-
-
 def print_results(console: Console, backlog: Backlog, results: Sequence[Result]) -> None:
     """Print a workload's table: medians over the rounds."""
     title, unit = backlog.workload.title, "rows/s"
@@ -85,15 +97,23 @@ def print_results(console: Console, backlog: Backlog, results: Sequence[Result])
         table.add_column(f"CPU s\n{name}", justify="right")
     table.add_column("peak MiB", justify="right")
     table.add_column("equal")
-    against_native = ratios(results)
+    against_native = compared.to_native(_json(results))
     for name in dict.fromkeys(result.contestant for result in results):
         rounds = [result for result in results if result.contestant == name]
         table.add_row(name, *_cells(rounds, against_native.get(name)))
     console.print(table)
-    for result in results:
-        if result.void:
-            console.print(f"[red]void:[/] {result.contestant}, round {result.round}: ", end="")
-            console.print(result.void, markup=False)
+    _print_void(console, results)
+
+
+def _json(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    return [figure.as_json() for figure in figures]
+
+
+def _print_void(console: Console, figures: Sequence[Figure]) -> None:
+    for figure in figures:
+        if figure.void:
+            console.print(f"[red]void:[/] {figure.contestant}, round {figure.round}: ", end="")
+            console.print(figure.void, markup=False)
 
 
 def _cells(rounds: Sequence[Result], ratio: float | None) -> list[str]:
@@ -135,10 +155,7 @@ def print_latencies(
     for found in latencies:
         table.add_row(found.contestant, *_latency_cells(found))
     console.print(table)
-    for found in latencies:
-        if found.void:
-            console.print(f"[red]void:[/] {found.contestant}, round {found.round}: ", end="")
-            console.print(found.void, markup=False)
+    _print_void(console, latencies)
 
 
 def _latency_cells(found: Latency) -> list[str]:
@@ -147,6 +164,68 @@ def _latency_cells(found: Latency) -> list[str]:
     times = [f"{value:.2f}" for value in found.milliseconds.values()]
     counts = [f"{found.wanted_rate:,}", f"{found.written_rate:,.0f}", f"{found.samples:,}"]
     return [*counts, *times, "[green]yes[/]"]
+
+
+def print_spread(console: Console, results: Sequence[Result]) -> None:
+    """Print how the rate over many tables compares with that of one."""
+    for contestant, ratio in compared.to_one_table(_json(results)).items():
+        console.print(f"{contestant}: {ratio:.2f} of the rate of one table")
+
+
+def print_starts(console: Console, starts: Sequence[Start]) -> None:
+    """Print the seconds until the stream, by how many tables there are."""
+    table = Table(title="process start until streaming, seconds: median of the starts")
+    table.add_column("contestant")
+    counts = sorted({start.tables for start in starts})
+    for count in counts:
+        table.add_column(f"{count:,} tables", justify="right")
+    for contestant in dict.fromkeys(start.contestant for start in starts):
+        of_it = [start for start in starts if start.contestant == contestant and not start.void]
+        by_count = [[s.seconds for s in of_it if s.tables == count] for count in counts]
+        table.add_row(contestant, *(f"{median(s):.2f}" if s else "void" for s in by_count))
+    console.print(table)
+    _print_void(console, starts)
+
+
+def print_idle(console: Console, found: Sequence[Idle]) -> None:
+    """Print the shares of a core."""
+    table = Table(title="idle: per cent of a core")
+    table.add_column("contestant")
+    for name in ("pipeline", *_CPU_COLUMNS, "scrapes"):
+        table.add_column(name, justify="right")
+    for idle in found:
+        shares = [f"{100 * idle.cpu_shares.get(name, 0.0):.2f}" for name in _CPU_COLUMNS]
+        table.add_row(idle.contestant, f"{100 * idle.core_share:.2f}", *shares, str(idle.scrapes))
+    console.print(table)
+    _print_void(console, found)
+
+
+def print_growth(console: Console, results: Sequence[Result]) -> None:
+    """Print the curves: changes a second, without the daemon's start."""
+    table = Table(title="changes/s as work grows, without the daemon's start")
+    contestants = list(dict.fromkeys(result.contestant for result in results))
+    table.add_column("axis")
+    for name in ("point", *contestants):
+        table.add_column(name, justify="right")
+    for axis, point in dict.fromkeys((result.axis, result.point) for result in results):
+        at_it = [r for r in results if (r.axis, r.point) == (axis, point) and not r.void]
+        rates = [[r.streaming_rate for r in at_it if r.contestant == name] for name in contestants]
+        cells = [f"{median(values):,.0f}" if values else "" for values in rates]
+        table.add_row(axis, f"{point:,}", *cells)
+    console.print(table)
+    _print_void(console, results)
+
+
+def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print the targets that were measured, and whether they are met."""
+    table = Table(title="targets")
+    for name in ("target", "wanted", "contestant", "measured", "met"):
+        table.add_column(name)
+    for verdict in verdicts:
+        met = "[green]yes[/]" if verdict.met else "[red]NO[/]"
+        table.add_row(verdict.title, verdict.wanted, verdict.contestant, verdict.measured, met)
+    if verdicts:
+        console.print(table)
 
 
 def write(name: str, document: Mapping[str, Any]) -> Path:

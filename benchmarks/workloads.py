@@ -1,8 +1,9 @@
 """Backlogs: what is in the source beforehand, and what happens while everybody is stopped."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import psycopg
 
@@ -20,33 +21,59 @@ Changes = Mapping[str, int]
 """How many inserts (I), updates (U) and deletes (D) a backlog holds."""
 
 
-class Workload(Protocol):
-    """A backlog. `tables` does not name the end table, which is always there."""
+class Workload(ABC):
+    """A backlog. `tables` does not name the end table, which is always there.
+
+    With `modules` the daemon reads them for projectors instead of mirroring the tables.
+    """
 
     @property
+    @abstractmethod
     def name(self) -> str: ...
 
     @property
+    @abstractmethod
     def title(self) -> str: ...
 
     @property
+    @abstractmethod
     def tables(self) -> tuple[str, ...]: ...
 
     @property
-    def keyless(self) -> frozenset[str]: ...
-
-    @property
+    @abstractmethod
     def changes(self) -> Changes: ...
 
+    @property
+    def keyless(self) -> frozenset[str]:
+        """The tables without a key, whose inserts alone are mirrored."""
+        return frozenset()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of projectors."""
+        return ()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What the daemon's environment has beyond this one's."""
+        return {}
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The read tables that are compared with the source's tables, or views, of their names."""
+        return self.tables
+
+    @abstractmethod
     def prepare(self, arena: Arena) -> None:
         """Make the tables and initial rows, the same in the source and the template."""
 
+    @abstractmethod
     def generate(self, arena: Arena) -> None:
         """Make the backlog."""
 
 
 @dataclass(frozen=True)
-class Tpcb:
+class Tpcb(Workload):
     """pgbench's TPC-B: three updates and one insert a transaction."""
 
     transactions: int
@@ -83,7 +110,7 @@ class Tpcb:
 
 
 ITEMS: Final = """
-create table items (
+create table {table} (
     id bigint primary key,
     customer int not null,
     name text not null,
@@ -94,27 +121,26 @@ create table items (
 )
 """
 INSERT_ITEMS: Final = """
-insert into items
+insert into {table}
 select i, i % 1000, 'name ' || i, case when i % 3 > 0 then 'a note about item ' || i end,
        (i % 100000) / 100.0, i % 2 = 0, timestamptz '2026-01-01' + i * interval '1 second'
-from generate_series({first}, {last}) i
+from generate_series({first}, {last}, {step}) i
 """
-_UPDATE_ITEMS: Final = """
-update items set name = 'changed ' || id, amount = amount + 1, active = not active,
+UPDATE_ITEMS: Final = """
+update {table} set name = 'changed ' || id, amount = amount + 1, active = not active,
        updated_at = updated_at + interval '1 day'
 where id between {first} and {last}
 """
-_DELETE_ITEMS: Final = "delete from items where id between {first} and {last}"
+DELETE_ITEMS: Final = "delete from {table} where id between {first} and {last}"
 
 
 @dataclass(frozen=True)
-class Million:
+class Million(Workload):
     """Inserts, updates and deletes of a table of seven columns, each row once per kind."""
 
     inserts: int
     name: str = "million"
     tables: tuple[str, ...] = ("items",)
-    keyless: frozenset[str] = frozenset()
 
     @classmethod
     def scaled(cls, factor: float) -> "Million":
@@ -134,35 +160,56 @@ class Million:
         )
 
     def prepare(self, arena: Arena) -> None:
-        arena.source.psql(ITEMS, SOURCE_DB)
-        arena.read.psql(ITEMS, TEMPLATE_DB)
+        make_items(arena, self.tables)
 
     def generate(self, arena: Arena) -> None:
         counts = self.changes
         with arena.connect_source() as connection:
-            _in_transactions(connection, INSERT_ITEMS, 1, counts["I"])
-            _in_transactions(connection, _UPDATE_ITEMS, 1, counts["U"])
-            _in_transactions(connection, _DELETE_ITEMS, counts["U"] + 1, counts["I"])
+            in_transactions(connection, statement(INSERT_ITEMS), 1, counts["I"])
+            in_transactions(connection, statement(UPDATE_ITEMS), 1, counts["U"])
+            in_transactions(connection, statement(DELETE_ITEMS), counts["U"] + 1, counts["I"])
 
 
-def _in_transactions(
-    connection: psycopg.Connection[Any], statement: str, first: int, last: int
+def make_items(arena: Arena, tables: Sequence[str]) -> None:
+    """Make tables of seven columns, in the source and the template."""
+    for table in tables:
+        arena.source.psql(ITEMS.format(table=table), SOURCE_DB)
+        arena.read.psql(ITEMS.format(table=table), TEMPLATE_DB)
+
+
+def statement(
+    template: str,
+    table: str = "items",
+    *,
+    first: object = "{first}",
+    last: object = "{last}",
+    step: int = 1,
+) -> str:
+    """Fill a statement in; without bounds it is one for `in_transactions`."""
+    return template.format(table=table, first=first, last=last, step=step)
+
+
+def in_transactions(
+    connection: psycopg.Connection[Any],
+    body: str,
+    first: int,
+    last: int,
+    *,
+    rows: int = ROWS_PER_TRANSACTION,
 ) -> None:
-    body = statement.format(first="k", last=f"k + {ROWS_PER_TRANSACTION - 1}")
-    connection.execute(
-        f"do $$ begin for k in {first}..{last} by {ROWS_PER_TRANSACTION} loop "
-        f"{body}; commit; end loop; end $$".encode()
-    )
+    """Execute statements over a range of ids, so many of them in each transaction."""
+    filled = body.format(first="k", last=f"k + {rows - 1}")
+    loop = f"for k in {first}..{last} by {rows} loop {filled}; commit; end loop"
+    connection.execute(f"do $$ begin {loop}; end $$".encode())
 
 
 @dataclass(frozen=True)
-class Big:
+class Big(Workload):
     """One transaction that inserts very many rows."""
 
     rows: int
     name: str = "big"
     tables: tuple[str, ...] = ("items",)
-    keyless: frozenset[str] = frozenset()
 
     @classmethod
     def scaled(cls, factor: float) -> "Big":
@@ -177,12 +224,11 @@ class Big:
         return {"I": self.rows, "U": 0, "D": 0}
 
     def prepare(self, arena: Arena) -> None:
-        arena.source.psql(ITEMS, SOURCE_DB)
-        arena.read.psql(ITEMS, TEMPLATE_DB)
+        make_items(arena, self.tables)
 
     def generate(self, arena: Arena) -> None:
         with arena.connect_source() as connection:
-            connection.execute(INSERT_ITEMS.format(first=1, last=self.rows).encode())
+            connection.execute(statement(INSERT_ITEMS, first=1, last=self.rows).encode())
 
 
 @dataclass(frozen=True)
@@ -208,7 +254,7 @@ def generate(arena: Arena, workload: Workload) -> Backlog:
         row = connection.execute("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
     assert row is not None
     end = int(row[0])
-    expected = arena.fingerprints([*workload.tables, END_TABLE])
+    expected = arena.fingerprints([*workload.results, END_TABLE])
     return Backlog(workload, end, end - begin, expected)
 
 
