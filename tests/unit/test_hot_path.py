@@ -25,6 +25,7 @@ from cdc.projection.registry import Registry
 from cdc.reader import BULK_FRAMES
 from cdc.rows import Bulk
 from cdc.snapshot import Snapshot
+from cdc.source.frame import Stretch
 from tests.unit.test_bulk import HEADER, KEYS, NAMES, PLUGINS, History, reader, registry
 
 CHANGES = 2000
@@ -81,7 +82,7 @@ def _projecting(table: str, metadata: sa.MetaData) -> Any:
     return project
 
 
-def stretches(plugin: str) -> list[list[memoryview]]:
+def stretches(plugin: str) -> list[Stretch]:
     """Give the frames of inserts, updates and deletes, always the same, as they are read.
 
     Tables are described in the first: rows are set apart from the second on.
@@ -97,7 +98,7 @@ def stretches(plugin: str) -> list[list[memoryview]]:
         history.transaction(kinds)
     frames = [memoryview(HEADER + frame) for frame in history.frames]
     bounds = [0, first, *range(first + FRAMES_AT_ONCE, len(frames), FRAMES_AT_ONCE), len(frames)]
-    return [frames[begin:end] for begin, end in pairwise(bounds)]
+    return [Stretch(frames[begin:end]) for begin, end in pairwise(bounds)]
 
 
 def path(name: str, plugin: str) -> Callable[[], Batch]:
