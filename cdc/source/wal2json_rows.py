@@ -29,7 +29,8 @@ _VALUE: Final = b'"value":'
 _END: Final = b"}]}"
 _TRUE, _FALSE, _NULL, _QUOTE = b'tfn"'
 _INSERT, _DELETE = "ID"
-_MOST_TEMPLATES: Final = 64  # in one stretch; more would cost more than they gain
+_LEAST_ALIKE: Final = 64  # lines a template, on average: with fewer each is sooner read by itself
+_FIRST_TEMPLATES: Final = 12  # that tell
 
 _ROW, _BETWEEN = 2, 1  # as in cdc.source.pgoutput_rows
 _MEANING: Final = np.zeros(256, np.uint8)
@@ -157,15 +158,17 @@ def _by_relation(templates: list[_Template]) -> list[list[_Template]]:
 
 
 def _templates(places: Places, is_row: Flags, describe: Describe) -> list[_Template]:
-    """Find the templates of all rows; none where they are too many."""
+    """Find the templates of all rows; none where too few rows are alike."""
     marks = _marks(places)
     of_frame = np.searchsorted(places.starts, marks, side="right") - 1
     counts = np.bincount(of_frame, minlength=len(places.starts))
     first = np.cumsum(counts) - counts
     waiting = np.flatnonzero(is_row)
     templates: list[_Template] = []
+    found = 0
     while len(waiting):
-        if len(templates) == _MOST_TEMPLATES:
+        enough = len(templates) * _LEAST_ALIKE
+        if len(templates) >= _FIRST_TEMPLATES and found < enough:
             return []
         line = _line(places, int(waiting[0]))
         before = _texts_before(line)
@@ -177,6 +180,7 @@ def _templates(places: Places, is_row: Flags, describe: Describe) -> list[_Templ
         if not same[:1].all() or not len(candidates):
             return []  # not even the line it was made from: wal2json writes it in another way
         name = TableName(line.schema, line.table)
+        found += int(same.sum())
         templates.append(_Template(line, before, candidates[same], describe(name), value_at[same]))
         waiting = np.setdiff1d(waiting, candidates[same], assume_unique=True)
     return templates
