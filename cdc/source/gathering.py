@@ -17,6 +17,7 @@ _ENOUGH_BYTES: Final = 1024**2
 _LOOK_SECONDS: Final = 0.001
 _MOST_LOOKS: Final = 20
 _MOST_IN_VAIN: Final = 5  # the walsender may have had to wait for a core
+_LEAST_FRAMES: Final = 64
 _FRAMES_A_LOOK: Final = 5000  # a second
 # A Unix socket is full with a few hundred changes, and the walsender waits then.
 _UNIX_SECONDS: Final = 0.0002
@@ -45,7 +46,8 @@ class Gathering:
         now = self._clock()
         a_second = frames / max(now - self._since, _LOOK_SECONDS)
         self._since = now
-        looks = min(_MOST_LOOKS, int(a_second / _FRAMES_A_LOOK))
+        some = frames >= _LEAST_FRAMES
+        looks = min(_MOST_LOOKS, int(a_second / _FRAMES_A_LOOK)) if some else 0
         if looks and self._is_unix:
             self._sleep(_UNIX_SECONDS)
         elif looks:
