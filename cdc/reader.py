@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import Final, Protocol, Self
 
 from cdc.assemble import Assembler, Transaction
@@ -55,21 +54,23 @@ class Reader:
         self._assembler = assembler
         self._piece_bytes = piece_bytes
         self._bulk_frames = bulk_frames
-        self._carried = Stretch()
+        self._carried: Stretch | None = None
         self.emitted = False  # a message written into the WAL was read: somebody waits for it
 
     @property
     def between_transactions(self) -> bool:
         """Tell whether every transaction begun has been given."""
-        return not len(self._carried) and self._assembler.between_transactions
+        return self._carried is None and self._assembler.between_transactions
 
-    def read(self, frames: Stretch) -> Iterator[Transaction | Bulk]:
+    def read(self, frames: Sequence[Frame] | Stretch) -> Iterator[Transaction | Bulk]:
         """Give what the frames complete; raise ProtocolError."""
-        carried, self._carried = self._carried, Stretch()
-        if len(carried) + len(frames) < self._bulk_frames:
-            return self._one_by_one(self._decoder, self._assembler, chain(carried, frames))
-        every = carried + frames if len(carried) else frames
-        taken, self._carried = every.cut(self._until_commit(every, len(frames)))
+        if self._carried is None and len(frames) < self._bulk_frames:
+            return self._one_by_one(self._decoder, self._assembler, frames)
+        every = frames if isinstance(frames, Stretch) else Stretch(frames)
+        if self._carried is not None:
+            every = self._carried + every
+        taken, rest = every.cut(self._until_commit(every, len(frames)))
+        self._carried = rest if len(rest) else None
         return self._in_bulk(taken) if len(taken) else iter(())
 
     def _until_commit(self, frames: Stretch, new: int) -> int:

@@ -86,9 +86,12 @@ class Keepalive(Struct, frozen=True, gc=False):
 
 
 class Arrived(NamedTuple):
-    """Data frames; a frame of another kind, which came after them; whether the stream has ended."""
+    """Data frames; a frame of another kind, which came after them; whether the stream has ended.
 
-    frames: Stretch
+    Many frames are a stretch.
+    """
+
+    frames: Sequence[Frame] | Stretch
     other: Frame | None
     ended: bool
 

@@ -5,7 +5,7 @@ Postgres documentation, "Message Formats" and "COPY Operations".
 
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -15,7 +15,7 @@ from psycopg.errors import Diagnostic
 
 from cdc.errors import ProtocolError
 from cdc.source.connection import Connection
-from cdc.source.frame import IS_DATA, Arrived, Numbers, Stretch
+from cdc.source.frame import IS_DATA, Arrived, Frame, Numbers, Stretch
 
 Told = Callable[[Diagnostic], None]
 """Hears of the server's notices."""
@@ -28,6 +28,7 @@ _COPY_BOTH, _READY, _ERROR, _NOTICE = b"WZEN"
 _PASSED_OVER: Final = b"SCA"  # a parameter's status, the end of a command, a notification
 _HEADER: Final = Struct(">BI")  # kind, length; the length includes itself
 _TEXT_AND_STATE: Final = b"MC"
+_DATA: Final = bytes([IS_DATA])
 _FEW_BYTES: Final = 4096  # frames in so few are sooner found one by one
 _MANY_BREAKS: Final = 16
 
@@ -75,33 +76,44 @@ class PlainWire:
 
     def read(self) -> Arrived:
         self._fill()
-        found: list[tuple[Numbers, Numbers]] = []
+        if self._have < self._message_bytes:
+            return Arrived((), None, self._is_done)
+        few = self._have <= _FEW_BYTES
+        found: list[Stretch] = []
+        frames: list[Frame] = []
         at, other, ended = 0, None, False
         while other is None and not ended:
-            found.append(data_frames(self._buffer, at, self._have))
-            at = int(found[-1][1][-1]) if len(found[-1][1]) else at
+            if not few:
+                starts, ends = data_frames(self._buffer, at, self._have)
+                at = int(ends[-1]) if len(ends) else at
+                found.append(self._stretch(starts, ends))
             message = self._message(at)
             if message is None:
                 break
             kind, body, at = message
             if kind != _COPY_DATA:
                 ended = self._hear(kind, body)
-            elif body[:1] == bytes([IS_DATA]):
-                found.append((np.array([at - len(body)]), np.array([at])))
-            else:
+            elif body[:1] != _DATA:
                 other = memoryview(body)
+            elif few:
+                frames.append(memoryview(body))
+            else:
+                found.append(Stretch([memoryview(body)]))
         self._is_done |= ended
-        frames = self._stretch(found, at)
         self._drop(at)
-        return Arrived(frames, other, self._is_done)
+        is_all = self._is_done and other is None  # else there may be more in the buffer
+        return Arrived(frames if few else _joined(found), other, is_all)
 
-    def _stretch(self, found: list[tuple[Numbers, Numbers]], end: int) -> Stretch:
-        starts, ends = (np.concatenate(part) for part in zip(*found, strict=True))
-        with memoryview(self._buffer) as view:
-            return Stretch.at(bytes(view[:end]) if len(ends) else b"", starts, ends)
+    def _stretch(self, starts: Numbers, ends: Numbers) -> Stretch:
+        """Copy frames out of the buffer, with what is between them."""
+        if not len(ends):
+            return Stretch()
+        begin, end = int(starts[0]), int(ends[-1])
+        return Stretch.at(bytes(self._buffer[begin:end]), starts - begin, ends - begin)
 
     def _message(self, at: int) -> tuple[int, bytes, int] | None:
         """Give a message's kind, its body, and where it ends; None where it is not all there."""
+        self._message_bytes = 0
         if self._have - at < _HEADER.size:
             return None
         kind, length = _HEADER.unpack_from(self._buffer, at)
@@ -135,12 +147,12 @@ class PlainWire:
             self._buffer.extend(bytes(size - len(self._buffer)))
         elif self._have <= size < len(self._buffer):
             del self._buffer[size:]
-        self._message_bytes = 0
 
     def _read_some(self) -> bool:
-        """Read once; tell whether there was something. At the connection's end be done."""
+        """Read once; tell whether there may be more. At the connection's end be done."""
         try:
             with memoryview(self._buffer) as view, view[self._have :] as room:
+                size = len(room)
                 count = os.readv(self._pgconn.socket, [room])
         except BlockingIOError:
             return False
@@ -150,7 +162,7 @@ class PlainWire:
         if not count:
             self._lost("the server closed it unexpectedly")
         self._have += count
-        return count > 0
+        return count == size  # else it is empty now
 
     def _lost(self, how: str) -> None:
         self._is_done = True
@@ -190,27 +202,25 @@ class PlainWire:
         return self._error
 
 
+def _joined(found: list[Stretch]) -> Stretch:
+    """Join stretches: there is one, but where other messages are between frames."""
+    joined = found[0]
+    for stretch in found[1:]:
+        joined = joined + stretch
+    return joined
+
+
 def data_frames(data: bytearray, begin: int, end: int) -> tuple[Numbers, Numbers]:
     """Find where data frames begin and end that follow upon one another, from `begin` on.
 
-    The last one given is followed by another message, or by one that is not all there.
+    What follows the last one given is another message, or a frame of 16 MiB and more, or one that
+    is not all there.
     """
-    if end - begin <= _FEW_BYTES:
-        pairs = list(_one_by_one(data, begin, end))
-        starts, ends = (np.array([pair[i] for pair in pairs], np.int64) for i in (0, 1))
-        return starts, ends
+    if end - begin <= _HEADER.size:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     found, ends = _candidates(data, begin, end)
     chain = _chain(found, ends)
     return found[chain] + _HEADER.size + begin, ends[chain] + begin
-
-
-def _one_by_one(data: bytearray, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    while end - begin > _HEADER.size:
-        kind, length = _HEADER.unpack_from(data, begin)
-        start, begin = begin + _HEADER.size, begin + 1 + length
-        if kind != _COPY_DATA or data[start] != IS_DATA or begin > end:
-            break
-        yield start, begin
 
 
 def _candidates(data: bytearray, begin: int, end: int) -> tuple[Numbers, Numbers]:

@@ -9,7 +9,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,7 +20,7 @@ from cdc.errors import ProtocolError, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
-from cdc.source.frame import Keepalive, Stretch, keepalive, position, status
+from cdc.source.frame import Frame, Keepalive, Stretch, keepalive, position, status
 from cdc.source.gathering import Gathering
 from cdc.source.wire import Wire, wire_of
 
@@ -145,7 +145,7 @@ class Stream:
             self._told.add(text)
             log.warning("the write database warns", extra={"of": text})
 
-    def read(self, *, seconds: float) -> tuple[Stretch, Keepalive | None]:
+    def read(self, *, seconds: float) -> tuple[Sequence[Frame] | Stretch, Keepalive | None]:
         """Give the data frames that have arrived, up to a keepalive; wait for some that long.
 
         The wait also ends when feedback is due. Raise SourceUnavailable where the stream ended,

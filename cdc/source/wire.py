@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import ExecStatus
 
 from cdc.source.connection import Connection
-from cdc.source.frame import IS_DATA, Arrived, Frame, Stretch
+from cdc.source.frame import IS_DATA, Arrived, Frame
 from cdc.source.plain_wire import BYTES_AT_ONCE, PlainWire, Told
 
 # libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
@@ -68,7 +68,7 @@ class EncryptedWire:
     def read(self) -> Arrived:
         frames: list[Frame] = []
         other = None if self._is_done else self._take(frames)
-        return Arrived(Stretch(frames), other, self._is_done)
+        return Arrived(frames, other, self._is_done)
 
     def _take(self, frames: list[Frame]) -> Frame | None:
         """Take frames for as long as there are some at once; stop at another kind of frame."""
