@@ -5,7 +5,7 @@ insert-only tables have a publication of their own that publishes inserts and tr
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from psycopg import sql
@@ -67,10 +67,13 @@ def wanted(
 
 
 class Difference(NamedTuple):
-    """SQL that a publication wants. `adds` tells that it takes nothing away from anybody."""
+    """SQL that a publication wants.
+
+    `adds` are the tables it lacks, where that is all: then nothing is taken away from anybody.
+    """
 
     statements: tuple[sql.Composed, ...]
-    adds: bool
+    adds: tuple[TableName, ...] = ()
 
     def spelled(self, connection: Connection) -> list[str]:
         """Write the statements as SQL."""
@@ -99,7 +102,8 @@ def _differences(
         found = connection.execute(_OPTIONS, [name]).fetchone()
         if found is None:
             create = sql.SQL("create publication {} for table {} with ({})")
-            return [Difference((create.format(quoted, _listed(tables), options),), adds=True)]
+            created = create.format(quoted, _listed(tables), options)
+            return [Difference((created,), adds=tuple(tables))]
         oid, via_root, published = found
         rows = connection.execute(_TABLES, [oid]).fetchall()
         wants_root = not via_root and _any_partitioned(connection, tables)
@@ -108,14 +112,14 @@ def _differences(
     lacking = []
     if missing := [table for table in tables if table not in whole | narrowed]:
         add = sql.SQL("alter publication {} add table {}")
-        lacking.append(Difference((add.format(quoted, _listed(missing)),), adds=True))
+        lacking.append(Difference((add.format(quoted, _listed(missing)),), adds=tuple(missing)))
     if cut := [table for table in tables if table in narrowed]:
         forms = ("alter publication {} drop table {}", "alter publication {} add table {}")
         widen = tuple(sql.SQL(form).format(quoted, _listed(cut)) for form in forms)
-        lacking.append(Difference(widen, adds=False))
+        lacking.append(Difference(widen))
     if wants_root or not set(publish.split(", ")) <= set(published.split(", ")):
         set_options = sql.SQL("alter publication {} set ({})")
-        lacking.append(Difference((set_options.format(quoted, options),), adds=False))
+        lacking.append(Difference((set_options.format(quoted, options),)))
     return lacking
 
 
@@ -141,14 +145,28 @@ def may_publish(connection: Connection, publications: Wanted) -> bool:
     return bool(row and row[0])
 
 
-def publish(connection: Connection, publications: Wanted, *, slot_exists: bool) -> None:
+def publish(
+    connection: Connection,
+    publications: Wanted,
+    *,
+    slot_exists: bool,
+    streamed: Collection[TableName] = (),
+) -> None:
     """Create or extend the publications where needed; a slot that exists has changes without them.
 
     Raise SourceNotReady where that is not allowed, or where one leaves out what is wanted: it is
-    somebody's own, and not changed.
+    somebody's own, and not changed. Likewise where one lacks a table that has been `streamed`
+    before: what was written since it was taken out will not come.
     """
     for difference in differences(connection, publications):
         written = "; ".join(difference.spelled(connection))
+        if taken_out := [str(table) for table in difference.adds if table in streamed]:
+            raise SourceNotReady(
+                f"no publication has {', '.join(taken_out)} any more: changes since it was taken "
+                "out are not streamed",
+                hint=f"as its owner: {written}; start again, and have `cdc verify --repair` find "
+                "what was written meanwhile",
+            )
         if not difference.adds:
             raise SourceNotReady(
                 "a publication leaves out changes, rows or columns that are wanted",
