@@ -226,7 +226,8 @@ def test_a_partition_truncated_alone_stops_the_daemon(
     daemon.wait_for(write.run("insert into p values (1, 'a'), (11, 'b')"))
     write.run("truncate p", "insert into p values (1, 'a'), (11, 'b')")
     looked = (
-        "select 1 from pg_stat_activity where query ~ 'relfilenode' and query_start > %s "
+        "select 1 from pg_stat_activity "
+        "where query ~ 'relfilenode|pg_publication' and query_start > %s "
         "and datname = current_database() and pid <> pg_backend_pid()"
     )
     now = write.value("select clock_timestamp()")
