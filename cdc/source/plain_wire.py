@@ -15,7 +15,7 @@ from psycopg.errors import Diagnostic
 
 from cdc.errors import ProtocolError
 from cdc.source.connection import Connection
-from cdc.source.frame import IS_DATA, Arrived, Frame, Numbers, Stretch
+from cdc.source.frame import IS_DATA, Arrived, Frame, Stretch
 
 Told = Callable[[Diagnostic], None]
 """Hears of the server's notices."""
@@ -30,7 +30,8 @@ _HEADER: Final = Struct(">BI")  # kind, length; the length includes itself
 _TEXT_AND_STATE: Final = b"MC"
 _DATA: Final = bytes([IS_DATA])
 _FEW_BYTES: Final = 4096  # frames in so few are sooner found one by one
-_MANY_BREAKS: Final = 16
+_KEEPALIVE: Final = ord("k")
+_ASKS: Final = b"\1"
 
 
 class PlainWire:
@@ -42,7 +43,7 @@ class PlainWire:
         self._buffer = bytearray(2 * BYTES_AT_ONCE)
         self._have = 0  # bytes in the buffer
         self._message_bytes = 0  # of one that has not arrived whole
-        self._asked = self._is_done = False
+        self._asked = self._streams = self._is_done = False
         self._error: psycopg.Error | None = None
 
     def start(self, statement: str) -> None:
@@ -60,6 +61,7 @@ class PlainWire:
                 answered = kind in {_COPY_BOTH, _READY}
                 if not answered:
                     self._hear(kind, body)
+                self._streams = kind == _COPY_BOTH
         self._drop(at)
         error, self._error = self._error, None
         if error is not None:
@@ -78,38 +80,58 @@ class PlainWire:
         self._fill()
         if self._have < self._message_bytes:
             return Arrived((), None, self._is_done)
-        few = self._have <= _FEW_BYTES
-        found: list[Stretch] = []
+        take = self._take_few if self._have <= _FEW_BYTES else self._take_many
+        frames, other, at = take()
+        self._drop(at)
+        is_all = self._is_done and other is None  # else there may be more in the buffer
+        return Arrived(frames, None if other is None else memoryview(other), is_all)
+
+    def _take_few(self) -> tuple[list[Frame], bytes | None, int]:
+        """Give data frames, one of another kind that is to be heard, and where they end."""
         frames: list[Frame] = []
-        at, other, ended = 0, None, False
-        while other is None and not ended:
-            if not few:
-                starts, ends = data_frames(self._buffer, at, self._have)
-                at = int(ends[-1]) if len(ends) else at
-                found.append(self._stretch(starts, ends))
+        at, other = 0, None
+        while message := self._message(at):
+            kind, body, at = message
+            if kind != _COPY_DATA:
+                if self._hear(kind, body):
+                    break
+            elif body[:1] == _DATA:
+                frames.append(memoryview(body))
+                other = other if _asks(other) else None  # what follows tells more
+            else:
+                other = _latest(other, body)
+        return frames, other, at
+
+    def _take_many(self) -> tuple[Stretch, bytes | None, int]:
+        """Give the same, found at once."""
+        found = Found(self._buffer, self._have)
+        at, runs = 0, [range(0)]
+        while True:
+            run = found.run(at)
+            if run:
+                runs.append(run)
+                at = int(found.ends[run[-1]])
             message = self._message(at)
             if message is None:
                 break
-            kind, body, at = message
+            kind, body, end = message
             if kind != _COPY_DATA:
-                ended = self._hear(kind, body)
-            elif body[:1] != _DATA:
-                other = memoryview(body)
-            elif few:
-                frames.append(memoryview(body))
+                at = end
+                if self._hear(kind, body):
+                    break
+            elif len(runs) > 1:
+                if not run:  # too large to be found: for the next time
+                    break
+            elif body[:1] == _DATA:
+                return Stretch([memoryview(body)]), None, end
             else:
-                found.append(Stretch([memoryview(body)]))
-        self._is_done |= ended
-        self._drop(at)
-        is_all = self._is_done and other is None  # else there may be more in the buffer
-        return Arrived(frames if few else _joined(found), other, is_all)
-
-    def _stretch(self, starts: Numbers, ends: Numbers) -> Stretch:
-        """Copy frames out of the buffer, with what is between them."""
-        if not len(ends):
-            return Stretch()
-        begin, end = int(starts[0]), int(ends[-1])
-        return Stretch.at(bytes(self._buffer[begin:end]), starts - begin, ends - begin)
+                return Stretch(), body, end
+        frames, others = found.frames(runs)
+        last = None
+        for body in others:
+            last = _latest(last, body)
+        is_last = bool(others) and runs[-1] and found.is_other(runs[-1][-1])
+        return frames, last if is_last or _asks(last) else None, at
 
     def _message(self, at: int) -> tuple[int, bytes, int] | None:
         """Give a message's kind, its body, and where it ends; None where it is not all there."""
@@ -125,6 +147,7 @@ class PlainWire:
 
     def _hear(self, kind: int, body: bytes) -> bool:
         """Take a message that is no frame; tell whether the stream has ended with it."""
+        self._is_done |= self._streams and kind in {_ERROR, _COPY_DONE}
         if kind == _NOTICE:
             self._told(Diagnostic(_fields(body)))
         elif kind == _ERROR:
@@ -202,57 +225,64 @@ class PlainWire:
         return self._error
 
 
-def _joined(found: list[Stretch]) -> Stretch:
-    """Join stretches: there is one, but where other messages are between frames."""
-    joined = found[0]
-    for stretch in found[1:]:
-        joined = joined + stretch
-    return joined
+def _asks(keepalive: bytes | None) -> bool:
+    """Tell whether a frame that is no data frame asks for an answer, as its last byte tells."""
+    return keepalive is not None and keepalive[-1:] == _ASKS
 
 
-def data_frames(data: bytearray, begin: int, end: int) -> tuple[Numbers, Numbers]:
-    """Find where data frames begin and end that follow upon one another, from `begin` on.
+def _latest(before: bytes | None, keepalive: bytes) -> bytes:
+    """Give the latest of two; it asks for an answer if the one before did."""
+    return keepalive[:-1] + _ASKS if _asks(before) else keepalive
 
-    What follows the last one given is another message, or a frame of 16 MiB and more, or one that
-    is not all there.
+
+class Found:
+    """What looks like frames of less than 16 MiB in some bytes, found at once.
+
+    Some is part of what is in a frame: `run` tells those that are frames.
     """
-    if end - begin <= _HEADER.size:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    found, ends = _candidates(data, begin, end)
-    chain = _chain(found, ends)
-    return found[chain] + _HEADER.size + begin, ends[chain] + begin
 
+    def __init__(self, data: bytearray, end: int) -> None:
+        """Look at the bytes up to `end`."""
+        here = np.frombuffer(data, np.uint8, end)
+        places = np.flatnonzero(here[: -_HEADER.size] == _COPY_DATA)
+        places = places[here[places + 1] == 0]
+        kinds = here[places + _HEADER.size]
+        places = places[(kinds == IS_DATA) | (kinds == _KEEPALIVE)]
+        uint32 = np.ndarray((end - 3,), ">u4", data, 0, (1,))
+        ends = places + 1 + uint32[places + 1]
+        whole = ends <= end
+        self._data = data
+        self.places, self.ends = places[whole], ends[whole]
+        self._breaks = np.flatnonzero(self.ends[:-1] != self.places[1:])
 
-def _candidates(data: bytearray, begin: int, end: int) -> tuple[Numbers, Numbers]:
-    """Find what may be data frames of less than 16 MiB, and where each would end."""
-    here = np.frombuffer(data, np.uint8, end - begin, begin)
-    found = np.flatnonzero(here[: -_HEADER.size] == _COPY_DATA)
-    found = found[here[found + 1] == 0]
-    found = found[here[found + _HEADER.size] == IS_DATA]
-    uint32 = np.ndarray((end - begin - 3,), ">u4", data, begin, (1,))
-    ends = found + 1 + uint32[found + 1]
-    whole = ends <= end - begin
-    return found[whole], ends[whole]
+    def run(self, at: int) -> range:
+        """Give those that follow upon one another from a place on, where one begins there."""
+        first = int(np.searchsorted(self.places, at))
+        if first == len(self.places) or self.places[first] != at:
+            return range(0)
+        after = int(np.searchsorted(self._breaks, first))
+        last = self._breaks[after] if after < len(self._breaks) else len(self.places) - 1
+        return range(first, int(last) + 1)
 
+    def is_other(self, index: int) -> bool:
+        """Tell whether one is no data frame."""
+        return self._data[int(self.places[index]) + _HEADER.size] != IS_DATA
 
-def _chain(found: Numbers, ends: Numbers) -> Numbers:
-    """Give the places of those that follow upon one another: the others are parts of frames."""
-    if not len(found) or found[0] != 0:
-        return np.empty(0, np.int64)
-    breaks = np.flatnonzero(ends[:-1] != found[1:])
-    if len(breaks) > _MANY_BREAKS:  # what no other one ends before is hardly one
-        likely = np.flatnonzero(np.isin(found, ends) | (found == 0))
-        if len(likely) < len(found):
-            return likely[_chain(found[likely], ends[likely])]
-    parts, first = [], 0
-    for last in (*breaks.tolist(), len(found) - 1):
-        if last < first:
-            continue
-        parts.append(np.arange(first, last + 1))
-        first = int(np.searchsorted(found, ends[last]))
-        if first == len(found) or found[first] != ends[last]:
-            break
-    return np.concatenate(parts)
+    def frames(self, runs: list[range]) -> tuple[Stretch, list[bytes]]:
+        """Give the data frames of some runs, copied, and the others."""
+        index = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+        starts, ends = self.places[index] + _HEADER.size, self.ends[index]
+        with memoryview(self._data) as view:
+            is_data = np.frombuffer(view, np.uint8)[starts] == IS_DATA
+            others = [
+                bytes(view[start:end])
+                for start, end in zip(
+                    starts[~is_data].tolist(), ends[~is_data].tolist(), strict=True
+                )
+            ]
+            starts, ends = starts[is_data], ends[is_data]
+            begin, end = (int(starts[0]), int(ends[-1])) if len(starts) else (0, 0)
+            return Stretch.at(bytes(view[begin:end]), starts - begin, ends - begin), others
 
 
 def _message(kind: int, body: bytes) -> bytes:
