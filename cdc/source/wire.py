@@ -17,9 +17,9 @@ from cdc.source.plain_wire import BYTES_AT_ONCE, PlainWire, Told
 
 # libpq reads as much at once as its buffer holds, and the buffer grows with what must fit in it.
 _BUFFER_BYTES: Final = 256 * 1024
-_IS_ENCRYPTED: Final = """
-select exists (select from pg_stat_ssl where pid = pg_backend_pid() and ssl)
-    or exists (select from pg_stat_gssapi where pid = pg_backend_pid() and encrypted)
+# libpq tells of TLS itself: the server may see another side of a proxy.
+_BY_GSSAPI: Final = """
+select exists (select from pg_stat_gssapi where pid = pg_backend_pid() and encrypted)
 """
 
 
@@ -47,9 +47,10 @@ class Wire(Protocol):
 
 def wire_of(connection: Connection, told: Told) -> Wire:
     """Take a walsender's connection over."""
-    row = connection.execute(_IS_ENCRYPTED).fetchone()
-    is_plain = row is not None and not row[0]
-    return PlainWire(connection, told) if is_plain else EncryptedWire(connection, told)
+    row = connection.execute(_BY_GSSAPI).fetchone()
+    if connection.pgconn.ssl_in_use or row is None or row[0]:
+        return EncryptedWire(connection, told)
+    return PlainWire(connection, told)
 
 
 class EncryptedWire:
