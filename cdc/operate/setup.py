@@ -214,18 +214,12 @@ def prepare_read_side(connection: sa.Connection, registry: Registry) -> None:
 
 
 def _prepare_source(
-    settings: Settings, source: Connection, plan: Plan, found: "Found", read: sa.Connection
+    settings: Settings, source: Connection, plan: Plan, state: slot.SlotState | None
 ) -> None:
     """Create or extend the publications, where the plugin needs them."""
     if settings.source.plugin == "pgoutput":
-        with translated(), read.begin():
-            units = copies.load(read, settings.source.slot) or {}
-        publication.publish(
-            source,
-            plan.publications(settings.source.publication),
-            slot_exists=found.slot is not None,
-            streamed=() if found.first else {unit.source for unit in units},
-        )
+        wanted = plan.publications(settings.source.publication)
+        publication.publish(source, wanted, slot_exists=state is not None)
 
 
 class Found(NamedTuple):
@@ -285,8 +279,9 @@ def begin(
     name, plugin = settings.source.slot, settings.source.plugin
     identity = checkpoint.Identity(name, plugin, found.system.identifier, found.system.timeline)
     start, state, stored = found.start, found.slot, found.checkpoint
-    # Before the slot: decoding looks the publication up as of then.
-    _prepare_source(settings, source, plan, found, read)
+    _prepare_source(
+        settings, source, plan, state
+    )  # before the slot: decoding looks it up as of then
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         _carry_along(settings, state, replication)
         with translated(), read.begin():

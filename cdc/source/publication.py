@@ -5,7 +5,7 @@ insert-only tables have a publication of their own that publishes inserts and tr
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from psycopg import sql
@@ -67,13 +67,10 @@ def wanted(
 
 
 class Difference(NamedTuple):
-    """SQL that a publication wants.
-
-    `adds` are the tables it lacks, where that is all: then nothing is taken away from anybody.
-    """
+    """SQL that a publication wants. `adds` tells that it takes nothing away from anybody."""
 
     statements: tuple[sql.Composed, ...]
-    adds: tuple[TableName, ...] = ()
+    adds: bool
 
     def spelled(self, connection: Connection) -> list[str]:
         """Write the statements as SQL."""
@@ -102,8 +99,7 @@ def _differences(
         found = connection.execute(_OPTIONS, [name]).fetchone()
         if found is None:
             create = sql.SQL("create publication {} for table {} with ({})")
-            created = create.format(quoted, _listed(tables), options)
-            return [Difference((created,), adds=tuple(tables))]
+            return [Difference((create.format(quoted, _listed(tables), options),), adds=True)]
         oid, via_root, published = found
         rows = connection.execute(_TABLES, [oid]).fetchall()
         wants_root = not via_root and _any_partitioned(connection, tables)
@@ -112,14 +108,14 @@ def _differences(
     lacking = []
     if missing := [table for table in tables if table not in whole | narrowed]:
         add = sql.SQL("alter publication {} add table {}")
-        lacking.append(Difference((add.format(quoted, _listed(missing)),), adds=tuple(missing)))
+        lacking.append(Difference((add.format(quoted, _listed(missing)),), adds=True))
     if cut := [table for table in tables if table in narrowed]:
         forms = ("alter publication {} drop table {}", "alter publication {} add table {}")
         widen = tuple(sql.SQL(form).format(quoted, _listed(cut)) for form in forms)
-        lacking.append(Difference(widen))
+        lacking.append(Difference(widen, adds=False))
     if wants_root or not set(publish.split(", ")) <= set(published.split(", ")):
         set_options = sql.SQL("alter publication {} set ({})")
-        lacking.append(Difference((set_options.format(quoted, options),)))
+        lacking.append(Difference((set_options.format(quoted, options),), adds=False))
     return lacking
 
 
@@ -145,28 +141,14 @@ def may_publish(connection: Connection, publications: Wanted) -> bool:
     return bool(row and row[0])
 
 
-def publish(
-    connection: Connection,
-    publications: Wanted,
-    *,
-    slot_exists: bool,
-    streamed: Collection[TableName] = (),
-) -> None:
+def publish(connection: Connection, publications: Wanted, *, slot_exists: bool) -> None:
     """Create or extend the publications where needed; a slot that exists has changes without them.
 
     Raise SourceNotReady where that is not allowed, or where one leaves out what is wanted: it is
-    somebody's own, and not changed. Likewise where one lacks a table that has been `streamed`
-    before: what was written since it was taken out will not come.
+    somebody's own, and not changed.
     """
     for difference in differences(connection, publications):
         written = "; ".join(difference.spelled(connection))
-        if taken_out := [str(table) for table in difference.adds if table in streamed]:
-            raise SourceNotReady(
-                f"no publication has {', '.join(taken_out)} any more: changes since it was taken "
-                "out are not streamed",
-                hint=f"as its owner: {written}; start again, and have `cdc verify --repair` find "
-                "what was written meanwhile",
-            )
         if not difference.adds:
             raise SourceNotReady(
                 "a publication leaves out changes, rows or columns that are wanted",

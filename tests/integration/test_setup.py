@@ -1,6 +1,5 @@
 """Set-up: the slot, the checkpoint, the publications; and being killed between any two of them."""
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -161,7 +160,6 @@ def test_a_publication_that_is_altered_stops_the_daemon(
     write: Database,
     configuration: Configure,
     cdc_start: Callable[..., RunningDaemon],
-    cdc_run: Callable[..., Any],
     altered: str,
 ) -> None:
     """What it leaves out then is not streamed, and nothing tells it."""
@@ -172,11 +170,6 @@ def test_a_publication_that_is_altered_stops_the_daemon(
     assert daemon.ends() == 3
     assert "a publication was altered" in daemon.log
     assert "cdc verify --repair" in daemon.log
-    again = cdc_run(wanted, succeeds=False)  # as a supervisor would: not over the gap
-    assert again.returncode == 3
-    assert ("not streamed" in again.stderr) == (altered == "drop table t")
-    write.run(*re.findall(r"alter publication [^;]*(?=;|$)", again.stderr.replace("\n", " ")))
-    cdc_run(wanted)
 
 
 def test_a_start_that_is_refused_changes_no_publication(
