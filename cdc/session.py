@@ -35,6 +35,7 @@ from cdc.source.nulls import Nulls
 from cdc.source.opener import Opener
 from cdc.source.partitions import Partitions
 from cdc.source.pgoutput import PgOutput
+from cdc.source.plain_wire import BYTES_AT_ONCE
 from cdc.source.relations import Relations
 from cdc.source.stream import Stream
 from cdc.source.wal2json import Wal2Json
@@ -42,6 +43,7 @@ from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
 _PIECE_BYTES: Final = 1024**2
+_READS_QUEUED: Final = 8  # at least: what was read takes some times as much once it is decoded
 
 
 class Interrupted(Exception):
@@ -203,6 +205,7 @@ class Session:
             options=plan.plugin_options(self._settings, former.tables),
             optional=plan.optional_plugin_options(self._settings),
             wants=lambda reported: relations.owner(reported) not in unwanted,
+            bytes_at_once=min(BYTES_AT_ONCE, self._settings.source.queue_bytes // _READS_QUEUED),
         )
 
     def _start(

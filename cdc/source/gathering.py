@@ -13,7 +13,6 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-_ENOUGH_BYTES: Final = 1024**2
 _LOOK_SECONDS: Final = 0.001
 _MOST_LOOKS: Final = 20
 _MOST_IN_VAIN: Final = 5  # the walsender may have had to wait for a core
@@ -30,10 +29,12 @@ class Gathering:
         self,
         descriptor: int,
         *,
+        enough: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Take the socket's descriptor."""
+        """Take the socket's descriptor, and how many bytes are enough to be read."""
+        self._enough = enough
         self._descriptor = descriptor
         self._clock = clock
         self._sleep = sleep
@@ -60,7 +61,7 @@ class Gathering:
             self._sleep(_LOOK_SECONDS)
             before, arrived = arrived, self._arrived()
             in_vain = in_vain + 1 if arrived == before else 0
-            if arrived >= _ENOUGH_BYTES or in_vain == _MOST_IN_VAIN:
+            if arrived >= self._enough or in_vain == _MOST_IN_VAIN:
                 break
 
     def _arrived(self) -> int:

@@ -37,10 +37,14 @@ _ASKS: Final = b"\1"
 class PlainWire:
     """Reads and writes the socket; libpq has sent the first statement and waits for its answer."""
 
-    def __init__(self, connection: Connection, told: Told) -> None:
+    def __init__(
+        self, connection: Connection, told: Told, *, bytes_at_once: int = BYTES_AT_ONCE
+    ) -> None:
+        """Read about so many bytes at once: never twice as many, but for a larger message."""
         self._pgconn = connection.pgconn
         self._told = told
-        self._buffer = bytearray(2 * BYTES_AT_ONCE)
+        self._bytes_at_once = bytes_at_once
+        self._buffer = bytearray(2 * bytes_at_once)
         self._have = 0  # bytes in the buffer
         self._message_bytes = 0  # of one that has not arrived whole
         self._asked = self._streams = self._is_done = False
@@ -158,14 +162,14 @@ class PlainWire:
 
     def _fill(self) -> None:
         """Read what the socket holds, up to as much as is looked at, or a message needs."""
-        enough = max(BYTES_AT_ONCE, self._message_bytes)
+        enough = max(self._bytes_at_once, self._message_bytes)
         self._make_room(enough)
         while self._have < enough and not self._is_done:
             if not self._read_some():
                 break
 
     def _make_room(self, enough: int) -> None:
-        size = max(2 * BYTES_AT_ONCE, enough)
+        size = max(2 * self._bytes_at_once, enough)
         if len(self._buffer) < size:
             self._buffer.extend(bytes(size - len(self._buffer)))
         elif self._have <= size < len(self._buffer):
@@ -218,7 +222,7 @@ class PlainWire:
         descriptor = self._pgconn.socket
         readable, _, _ = select.select([descriptor], [descriptor], [], seconds)
         if readable and not self._is_done:
-            self._make_room(self._have + BYTES_AT_ONCE)
+            self._make_room(self._have + self._bytes_at_once)
             self._read_some()
 
     def ended(self) -> psycopg.Error | None:

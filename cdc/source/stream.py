@@ -22,6 +22,7 @@ from cdc.names import TableName
 from cdc.source.connection import Connection, source_error, translated
 from cdc.source.frame import Frame, Keepalive, Stretch, keepalive, position, status
 from cdc.source.gathering import Gathering
+from cdc.source.plain_wire import BYTES_AT_ONCE
 from cdc.source.wire import Wire, wire_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Stream:
         options: Mapping[str, str],
         optional: Mapping[str, str] | None = None,
         wants: Callable[[TableName], bool] = lambda _: True,
+        bytes_at_once: int = BYTES_AT_ONCE,
     ) -> None:
         """Take a walsender's connection; changes may be left out that nobody `wants`.
 
@@ -74,7 +76,8 @@ class Stream:
         self._ending = False
         self._plugin_warnings: list[str] = []
         self._told: set[str] = set()
-        self._gathering = Gathering(self._descriptor)
+        self._gathering = Gathering(self._descriptor, enough=bytes_at_once)
+        self._bytes_at_once = bytes_at_once
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -98,7 +101,7 @@ class Stream:
         self._ask_seconds = min(self._ask_seconds, silence_seconds / 3)
         with translated():
             self._feedback_seconds = self._feedback_interval()
-            self._wire = wire_of(self._connection, self._noticed)
+            self._wire = wire_of(self._connection, self._noticed, bytes_at_once=self._bytes_at_once)
             self._execute_start(self._wire, lsn)
         self._acknowledged = self._received = self._reported = lsn
 

@@ -45,18 +45,21 @@ class Wire(Protocol):
         """Give the error with which the stream ended, if there was one."""
 
 
-def wire_of(connection: Connection, told: Told) -> Wire:
-    """Take a walsender's connection over."""
+def wire_of(connection: Connection, told: Told, *, bytes_at_once: int = BYTES_AT_ONCE) -> Wire:
+    """Take a walsender's connection over, to read about so many bytes at once."""
     row = connection.execute(_BY_GSSAPI).fetchone()
     if connection.pgconn.ssl_in_use or row is None or row[0]:
-        return EncryptedWire(connection, told)
-    return PlainWire(connection, told)
+        return EncryptedWire(connection, told, bytes_at_once=bytes_at_once)
+    return PlainWire(connection, told, bytes_at_once=bytes_at_once)
 
 
 class EncryptedWire:
     """Has libpq read, which decrypts."""
 
-    def __init__(self, connection: Connection, told: Told) -> None:
+    def __init__(
+        self, connection: Connection, told: Told, *, bytes_at_once: int = BYTES_AT_ONCE
+    ) -> None:
+        self._bytes_at_once = bytes_at_once
         self._connection = connection
         self._pgconn = connection.pgconn
         self._is_done = False
@@ -74,7 +77,7 @@ class EncryptedWire:
     def _take(self, frames: list[Frame]) -> Frame | None:
         """Take frames for as long as there are some at once; stop at another kind of frame."""
         get, take, size = self._pgconn.get_copy_data, frames.append, 0
-        while size < BYTES_AT_ONCE:
+        while size < self._bytes_at_once:
             count, frame = get(1)
             if count > 0:
                 if frame[0] != IS_DATA:

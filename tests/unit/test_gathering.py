@@ -52,7 +52,7 @@ def paused(
     """Give the pauses after so many frames within some time."""
     ours, theirs = pair
     sender = Sender(theirs, iter(sizes or []))
-    gathering = Gathering(ours.fileno(), clock=sender.clock, sleep=sender.sleep)
+    gathering = Gathering(ours.fileno(), enough=MIB, clock=sender.clock, sleep=sender.sleep)
     sender.now += within
     gathering.wait(frames)
     return sender.pauses
