@@ -205,7 +205,6 @@ class Session:
             options=plan.plugin_options(self._settings, former.tables),
             optional=plan.optional_plugin_options(self._settings),
             wants=lambda reported: relations.owner(reported) not in unwanted,
-            bytes_at_once=min(BYTES_AT_ONCE, self._settings.source.queue_bytes // _READS_QUEUED),
         )
 
     def _start(
@@ -213,7 +212,13 @@ class Session:
     ) -> Nulls | None:
         """Start the stream; give what tells NULL from NaN, where the plugin does not."""
         try:
-            stream.start(lsn, silence_seconds=self._settings.source.silence_seconds)
+            stream.start(
+                lsn,
+                silence_seconds=self._settings.source.silence_seconds,
+                bytes_at_once=min(
+                    BYTES_AT_ONCE, self._settings.source.queue_bytes // _READS_QUEUED
+                ),
+            )
             nulls = self._nulls(plan, source) if stream.options_refused else None
         except BaseException:
             stream.close()

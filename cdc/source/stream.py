@@ -52,7 +52,6 @@ class Stream:
         options: Mapping[str, str],
         optional: Mapping[str, str] | None = None,
         wants: Callable[[TableName], bool] = lambda _: True,
-        bytes_at_once: int = BYTES_AT_ONCE,
     ) -> None:
         """Take a walsender's connection; changes may be left out that nobody `wants`.
 
@@ -76,8 +75,7 @@ class Stream:
         self._ending = False
         self._plugin_warnings: list[str] = []
         self._told: set[str] = set()
-        self._gathering = Gathering(self._descriptor, enough=bytes_at_once)
-        self._bytes_at_once = bytes_at_once
+        self._gathering = Gathering(self._descriptor, enough=BYTES_AT_ONCE)
         self._wants = wants
         self._open = threading.Lock()
         self._closed = False
@@ -93,15 +91,23 @@ class Stream:
         """How far the server has been told it may forget."""
         return self._reported
 
-    def start(self, lsn: Lsn, *, silence_seconds: float = _SILENCE_SECONDS) -> None:
+    def start(
+        self,
+        lsn: Lsn,
+        *,
+        silence_seconds: float = _SILENCE_SECONDS,
+        bytes_at_once: int = BYTES_AT_ONCE,
+    ) -> None:
         """Start streaming at a position; raise a SourceError.
 
         A server that has been silent for a third of `silence_seconds` is asked for an answer.
+        About `bytes_at_once` are read before they are looked at.
         """
+        self._gathering = Gathering(self._descriptor, enough=bytes_at_once)
         self._ask_seconds = min(self._ask_seconds, silence_seconds / 3)
         with translated():
             self._feedback_seconds = self._feedback_interval()
-            self._wire = wire_of(self._connection, self._noticed, bytes_at_once=self._bytes_at_once)
+            self._wire = wire_of(self._connection, self._noticed, bytes_at_once=bytes_at_once)
             self._execute_start(self._wire, lsn)
         self._acknowledged = self._received = self._reported = lsn
 
