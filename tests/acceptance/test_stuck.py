@@ -16,8 +16,7 @@ import pytest
 from tests.acceptance.conftest import Pipeline, until
 
 SENDER_TIMEOUT = 3
-BATCH_BYTES = 2 * 1024**2
-QUEUE_BYTES = 2 * BATCH_BYTES  # what is queued at once is up to 1.6 MB here
+QUEUE_BYTES = 2 * 1024**2
 PROJECTOR = """
 import time
 from pathlib import Path
@@ -91,7 +90,7 @@ def test_what_blocks_is_seen_loses_no_connection_and_memory_stays_at_its_bound(
         CDC_SOURCE__DSN=f"{pipeline.write.dsn(pipeline.name)}"
         f"?options=-c%20wal_sender_timeout%3D{SENDER_TIMEOUT}s",
         CDC_SOURCE__QUEUE_BYTES=str(QUEUE_BYTES),
-        CDC_READ__BATCH_BYTES=str(BATCH_BYTES),
+        CDC_READ__BATCH_BYTES=str(QUEUE_BYTES),
         CDC_DAEMON__STUCK_SECONDS="1",
     )
     url = pipeline.url(process)
