@@ -43,7 +43,7 @@ from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
 _PIECE_BYTES: Final = 1024**2
-_READS_QUEUED: Final = 8  # at least: what was read takes some times as much once it is decoded
+_PARTS_QUEUED: Final = 8  # at least: what was read takes some times as much once it is decoded
 
 
 class Interrupted(Exception):
@@ -207,6 +207,11 @@ class Session:
             wants=lambda reported: relations.owner(reported) not in unwanted,
         )
 
+    @property
+    def _part_bytes(self) -> int:
+        """How much is read, and of a large transaction queued, at once."""
+        return min(_PIECE_BYTES, self._settings.source.queue_bytes // _PARTS_QUEUED)
+
     def _start(
         self, stream: Stream, plan: setup.Plan, source: Connection, *, lsn: Lsn
     ) -> Nulls | None:
@@ -215,9 +220,7 @@ class Session:
             stream.start(
                 lsn,
                 silence_seconds=self._settings.source.silence_seconds,
-                bytes_at_once=min(
-                    BYTES_AT_ONCE, self._settings.source.queue_bytes // _READS_QUEUED
-                ),
+                bytes_at_once=min(BYTES_AT_ONCE, self._part_bytes),
             )
             nulls = self._nulls(plan, source) if stream.options_refused else None
         except BaseException:
@@ -264,7 +267,9 @@ class Session:
             start=lsn,
             stream=self.stream,
             reader=Reader(
-                decoder, Assembler(lsn, piece_bytes=_PIECE_BYTES), piece_bytes=_PIECE_BYTES
+                decoder,
+                Assembler(lsn, piece_bytes=self._part_bytes),
+                piece_bytes=self._part_bytes,
             ),
             exchange=self.exchange,
             copying=self.copying,
