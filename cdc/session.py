@@ -42,7 +42,6 @@ from cdc.source.wal2json import Wal2Json
 from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
-_PIECE_BYTES: Final = 1024**2
 _PARTS_QUEUED: Final = 8  # at least: what was read takes some times as much once it is decoded
 
 
@@ -210,7 +209,7 @@ class Session:
     @property
     def _part_bytes(self) -> int:
         """How much is read, and of a large transaction queued, at once."""
-        return min(_PIECE_BYTES, self._settings.source.queue_bytes // _PARTS_QUEUED)
+        return min(BYTES_AT_ONCE, self._settings.source.queue_bytes // _PARTS_QUEUED)
 
     def _start(
         self, stream: Stream, plan: setup.Plan, source: Connection, *, lsn: Lsn
@@ -220,7 +219,7 @@ class Session:
             stream.start(
                 lsn,
                 silence_seconds=self._settings.source.silence_seconds,
-                bytes_at_once=min(BYTES_AT_ONCE, self._part_bytes),
+                bytes_at_once=self._part_bytes,
             )
             nulls = self._nulls(plan, source) if stream.options_refused else None
         except BaseException:

@@ -279,9 +279,8 @@ def begin(
     name, plugin = settings.source.slot, settings.source.plugin
     identity = checkpoint.Identity(name, plugin, found.system.identifier, found.system.timeline)
     start, state, stored = found.start, found.slot, found.checkpoint
-    _prepare_source(
-        settings, source, plan, state
-    )  # before the slot: decoding looks it up as of then
+    # Before the slot: decoding looks the publications up as of then.
+    _prepare_source(settings, source, plan, state)
     if start is Start.STREAM and stored is not None and stored.lsn is not None:
         _carry_along(settings, state, replication)
         with translated(), read.begin():

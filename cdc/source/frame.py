@@ -30,7 +30,7 @@ HEADER_BYTES: Final = _DATA_HEADER.size
 
 
 class Stretch:
-    """Frames in some bytes: `starts` and `ends` tell where each is. What is between them is not."""
+    """Frames in some bytes; `starts` and `ends` tell where. Other bytes may be between them."""
 
     __slots__ = ("data", "ends", "starts")
 

@@ -30,7 +30,7 @@ _HEADER: Final = Struct(">BI")  # kind, length; the length includes itself
 _TEXT_AND_STATE: Final = b"MC"
 _DATA: Final = bytes([IS_DATA])
 _FEW_BYTES: Final = 4096  # frames in so few are sooner found one by one
-_KEEPALIVE: Final = ord("k")
+_KEEPALIVE: Final = b"k"
 _ASKS: Final = b"\1"
 
 
@@ -47,13 +47,15 @@ class PlainWire:
         self._buffer = bytearray(2 * bytes_at_once)
         self._have = 0  # bytes in the buffer
         self._message_bytes = 0  # of one that has not arrived whole
-        self._asked = self._streams = self._is_done = False
+        self._asked = self._streams = False
+        self._has_ended = False  # by a message, after which nothing of the stream comes
+        self._is_cut = False
         self._error: psycopg.Error | None = None
 
     def start(self, statement: str) -> None:
         self._ask(statement.encode())
         at, answered = 0, False
-        while not (answered or self._is_done):
+        while not (answered or self._is_cut):
             message = self._message(at)
             if message is None:
                 self._drop(at)
@@ -81,14 +83,17 @@ class PlainWire:
             select.select([], [self._pgconn.socket], [])
 
     def read(self) -> Arrived:
+        if self._has_ended:
+            return Arrived((), None, ended=True)
         self._fill()
         if self._have < self._message_bytes:
-            return Arrived((), None, self._is_done)
+            return Arrived((), None, self._is_cut)
         take = self._take_few if self._have <= _FEW_BYTES else self._take_many
         frames, other, at = take()
         self._drop(at)
-        is_all = self._is_done and other is None  # else there may be more in the buffer
-        return Arrived(frames, None if other is None else memoryview(other), is_all)
+        if other is not None:  # there may be more in the buffer
+            return Arrived(frames, memoryview(other), ended=False)
+        return Arrived(frames, None, self._has_ended or self._is_cut)
 
     def _take_few(self) -> tuple[list[Frame], bytes | None, int]:
         """Give data frames, one of another kind that is to be heard, and where they end."""
@@ -102,8 +107,10 @@ class PlainWire:
             elif body[:1] == _DATA:
                 frames.append(memoryview(body))
                 other = other if _asks(other) else None  # what follows tells more
-            else:
+            elif body[:1] == _KEEPALIVE:
                 other = _latest(other, body)
+            else:
+                return frames, body, at
         return frames, other, at
 
     def _take_many(self) -> tuple[Stretch, bytes | None, int]:
@@ -151,20 +158,21 @@ class PlainWire:
 
     def _hear(self, kind: int, body: bytes) -> bool:
         """Take a message that is no frame; tell whether the stream has ended with it."""
-        self._is_done |= self._streams and kind in {_ERROR, _COPY_DONE}
+        is_end = kind in {_ERROR, _COPY_DONE}
+        self._has_ended |= self._streams and is_end
         if kind == _NOTICE:
             self._told(Diagnostic(_fields(body)))
         elif kind == _ERROR:
             self._error = _error(body)
         elif kind not in {_COPY_DONE, *_PASSED_OVER}:
             raise ProtocolError(f"the server sent a message of kind {chr(kind)!r} in a stream")
-        return kind in {_ERROR, _COPY_DONE}
+        return is_end
 
     def _fill(self) -> None:
         """Read what the socket holds, up to as much as is looked at, or a message needs."""
         enough = max(self._bytes_at_once, self._message_bytes)
         self._make_room(enough)
-        while self._have < enough and not self._is_done:
+        while self._have < enough and not self._is_cut:
             if not self._read_some():
                 break
 
@@ -176,7 +184,7 @@ class PlainWire:
             del self._buffer[size:]
 
     def _read_some(self) -> bool:
-        """Read once; tell whether there may be more. At the connection's end be done."""
+        """Read once; tell whether there may be more. Note where the connection was cut."""
         try:
             with memoryview(self._buffer) as view, view[self._have :] as room:
                 size = len(room)
@@ -184,16 +192,14 @@ class PlainWire:
         except BlockingIOError:
             return False
         except OSError as error:
-            self._lost(error.strerror or "it was lost")
+            self._is_cut = True
+            self._error = self._error or _lost(error.strerror)
             return False
         if not count:
-            self._lost("the server closed it unexpectedly")
+            self._is_cut = True
+            self._error = self._error or _lost("the server closed it unexpectedly")
         self._have += count
         return count == size  # else it is empty now
-
-    def _lost(self, how: str) -> None:
-        self._is_done = True
-        self._error = self._error or psycopg.OperationalError(f"the connection has ended: {how}")
 
     def _drop(self, count: int) -> None:
         """Forget the first bytes of the buffer."""
@@ -214,14 +220,13 @@ class PlainWire:
             except BlockingIOError:
                 self._await_room(seconds)
             except OSError as error:
-                how = error.strerror or "it was lost"
-                raise psycopg.OperationalError(f"the connection has ended: {how}") from None
+                raise _lost(error.strerror) from None
 
     def _await_room(self, seconds: float) -> None:
         """Wait until something may be sent; read meanwhile."""
         descriptor = self._pgconn.socket
         readable, _, _ = select.select([descriptor], [descriptor], [], seconds)
-        if readable and not self._is_done:
+        if readable and not self._is_cut:
             self._make_room(self._have + self._bytes_at_once)
             self._read_some()
 
@@ -251,7 +256,7 @@ class Found:
         places = np.flatnonzero(here[: -_HEADER.size] == _COPY_DATA)
         places = places[here[places + 1] == 0]
         kinds = here[places + _HEADER.size]
-        places = places[(kinds == IS_DATA) | (kinds == _KEEPALIVE)]
+        places = places[(kinds == IS_DATA) | (kinds == ord(_KEEPALIVE))]
         uint32 = np.ndarray((end - 3,), ">u4", data, 0, (1,))
         ends = places + 1 + uint32[places + 1]
         whole = ends <= end
@@ -287,6 +292,10 @@ class Found:
             starts, ends = starts[is_data], ends[is_data]
             begin, end = (int(starts[0]), int(ends[-1])) if len(starts) else (0, 0)
             return Stretch.at(bytes(view[begin:end]), starts - begin, ends - begin), others
+
+
+def _lost(how: str | None) -> psycopg.Error:
+    return psycopg.OperationalError(f"the connection has ended: {how or 'it was lost'}")
 
 
 def _message(kind: int, body: bytes) -> bytes:

@@ -72,7 +72,6 @@ class Stream:
         self._heard_at = 0.0
         self._ask_seconds = _LONGEST_FEEDBACK_SECONDS
         self._feedback_seconds = _LONGEST_FEEDBACK_SECONDS
-        self._ending = False
         self._plugin_warnings: list[str] = []
         self._told: set[str] = set()
         self._gathering = Gathering(self._descriptor, enough=BYTES_AT_ONCE)
@@ -155,10 +154,10 @@ class Stream:
             log.warning("the write database warns", extra={"of": text})
 
     def read(self, *, seconds: float) -> tuple[Sequence[Frame] | Stretch, Keepalive | None]:
-        """Give the data frames that have arrived, up to a keepalive; wait for some that long.
+        """Give the data frames that have arrived, and the last keepalive; wait for some that long.
 
-        The wait also ends when feedback is due. Raise SourceUnavailable where the stream ended,
-        ProtocolError where the plugin warned.
+        It asks for an answer if one before did. The wait also ends when feedback is due. Raise
+        SourceUnavailable where the stream ended, ProtocolError where the plugin warned.
         """
         wire = self._started
         with translated():

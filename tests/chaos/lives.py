@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from cdc.cli import main
 from cdc.lsn import Lsn
@@ -94,8 +95,8 @@ def _write_to(log: str) -> None:
 def _tell_of_streaming(tell: Connection) -> None:
     start = Stream.start
 
-    def started(stream: Stream, lsn: Lsn, *, silence_seconds: float) -> None:
-        start(stream, lsn, silence_seconds=silence_seconds)
+    def started(stream: Stream, lsn: Lsn, **options: Any) -> None:
+        start(stream, lsn, **options)
         tell.send_bytes(b"streaming")
 
     Stream.start = started

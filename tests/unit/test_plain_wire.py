@@ -5,6 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,12 @@ class Connection:
     def pgconn(self) -> "Connection":
         return self
 
+    def send_query(self, statement: bytes) -> None:
+        """Let it be said that there is one."""
+
+    def flush(self) -> int:
+        return 0
+
 
 # Bytes that look like the beginning of a frame, or like its length.
 deceptive = st.lists(st.sampled_from([b"d", b"\0", b"w", b"\x05", b"d\0\0\0\x09w"])).map(b"".join)
@@ -45,12 +52,20 @@ messages = st.one_of(
 )
 
 
+def streaming(ours: socket.socket, theirs: socket.socket) -> Any:
+    """Give a wire whose statement has been answered."""
+    wire: Any = PlainWire(Connection(ours.fileno()), lambda _: None)  # type: ignore[arg-type]
+    theirs.sendall(message(b"W", b"\0\0\0"))
+    wire.start("START_REPLICATION")
+    return wire
+
+
 def read_all(sent: bytes, pieces: list[int]) -> tuple[list[bytes], list[bytes]]:
     """Give the data frames and the others that a wire gives for what comes in pieces."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        wire: Any = PlainWire(Connection(ours.fileno()), lambda _: None)  # type: ignore[arg-type]
+        wire = streaming(ours, theirs)
         found: list[bytes] = []
         others: list[bytes] = []
         while sent:
@@ -95,6 +110,34 @@ def test_a_keepalive_after_every_transaction_costs_no_more_than_its_bytes() -> N
 
     assert len(found) == 15_000
     assert len(others) < 100
+
+
+@pytest.mark.parametrize("times", [1, MANY])
+def test_a_frame_of_a_kind_that_nobody_knows_is_not_passed_by(times: int) -> None:
+    before, unknown, after = b"w" * 60, b"x" * 60, b"w" * 61
+    sent = [*[before] * times, unknown, *[after] * times]
+
+    found, others = read_all(b"".join(message(b"d", body) for body in sent), [])
+
+    assert others == [unknown]
+    assert found == [*[before] * times, *[after] * times]
+
+
+@pytest.mark.parametrize("times", [1, MANY])
+def test_what_follows_an_error_is_not_looked_at(times: int) -> None:
+    error = message(b"E", b"SERROR\0VERROR\0C42704\0Mgone\0\0")
+    sent = message(b"d", b"w" * 60) * times + error + message(b"Z", b"I")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        wire = streaming(ours, theirs)
+        theirs.sendall(sent)
+
+        frames, other, ended = wire.read()
+
+        assert (len(frames), other, ended) == (times, None, True)
+        assert tuple(wire.read()) == ((), None, True)
+        assert wire.ended().sqlstate == "42704"
 
 
 def test_a_stretch_is_cut_and_joined_again() -> None:
