@@ -34,6 +34,7 @@ from cdc.source.stream import Stream
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
+_GROUPS_QUEUED: Final = 8  # of small queues: what is offered at once is refused at once
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0
@@ -199,7 +200,7 @@ class Pipeline:
         self._in_pieces = item.end_lsn is None
         self._arrived.append(item)
         self._arrived_bytes += item.size
-        if self._arrived_bytes >= _AT_ONCE_BYTES:
+        if self._arrived_bytes >= min(_AT_ONCE_BYTES, self.exchange.limit_bytes // _GROUPS_QUEUED):
             self._offer_arrived()
 
     def _offer_arrived(self) -> None:

@@ -42,7 +42,7 @@ from cdc.source.wal2json import Wal2Json
 from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
-_PARTS_QUEUED: Final = 8  # at least: what was read takes some times as much once it is decoded
+_PARTS_QUEUED: Final = 32  # what was read takes up to seven times as much once it is decoded
 
 
 class Interrupted(Exception):
