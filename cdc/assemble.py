@@ -95,7 +95,7 @@ class Assembler:
             return self._close(message)
         if isinstance(message, Emitted):
             return None
-        return self._add(message, size)
+        return self.add(message, size)
 
     def _open(self, begin: Begin) -> Transaction | None:
         if self._begin is not None:
@@ -106,7 +106,8 @@ class Assembler:
         self.dropped += self._dropping
         return None
 
-    def _add(self, change: Change, size: int) -> Transaction | None:
+    def add(self, change: Change, size: int) -> Transaction | None:
+        """Take a change, likewise."""
         if self._begin is None:
             raise ProtocolError(f"a change of {change.relation.name} came outside a transaction")
         if self._dropping:

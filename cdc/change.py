@@ -101,10 +101,10 @@ class Row(Mapping[str, Any]):
         except KeyError:
             raise _unknown_column(self.relation, name) from None
         value = self._values[position]
-        if value is None or value is UNCHANGED:
+        if not isinstance(value, str):
             return value
         try:
-            return load(value)  # type: ignore[arg-type]
+            return load(value)
         except (ValueError, ArithmeticError, RecursionError, psycopg.DataError):
             raise ValueUnreadable(
                 f'column "{name}" of {self.relation.name} holds a value that Python\'s own type '

@@ -6,7 +6,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
 from operator import itemgetter
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import sqlalchemy as sa
 
@@ -77,7 +77,6 @@ def table_of(target: ReadModel) -> sa.Table:
     raise ProjectionError(f"{target!r} is no read model: neither a Table nor a mapped class")
 
 
-@cache
 def _shape_for(target: ReadModel, names: tuple[str, ...]) -> Shape:
     """Resolve the names a projector used (attributes or columns) against its read model."""
     table = table_of(target)
@@ -94,14 +93,37 @@ def _shape_for(target: ReadModel, names: tuple[str, ...]) -> Shape:
     return shape_of(table, columns, text=False)
 
 
-@cache
-def _key_types(shape: Shape) -> tuple[tuple[str, int, tuple[type, ...]], ...]:
-    """Give each key column's name, its position, and the types its values may have.
+class _KeyColumn(NamedTuple):
+    """A key column: its name, its position in a shape, and the types its values may have.
 
-    Operations of a batch are merged by key, so that a key must be spelled in one way.
+    Operations of a batch are merged by key, so that a key must be spelled in one way. `surely` are
+    types whose values need no further look.
     """
-    columns = shape.table.primary_key.columns
-    return tuple((c.name, shape.columns.index(c.name), _allowed(c.type)) for c in columns)
+
+    name: str
+    position: int
+    allowed: tuple[type, ...]
+    surely: frozenset[type]
+
+    def require(self, table: sa.Table, value: Any) -> None:
+        """Raise ProjectionError where the value is no key."""
+        if not isinstance(value, self.allowed):
+            raise _no_key_of(table, self.name, value, self.allowed)
+        if value.__hash__ is None:
+            raise _no_key_of(table, self.name, value, (Hashable,))
+
+
+@cache
+def _planned(target: ReadModel, names: tuple[str, ...]) -> tuple[Shape, tuple[_KeyColumn, ...]]:
+    """Give the shape of the names a projector used, and its key columns."""
+    shape = _shape_for(target, names)
+    return shape, tuple(_key_column(column, shape) for column in shape.table.primary_key.columns)
+
+
+def _key_column(column: "sa.Column[Any]", shape: Shape) -> _KeyColumn:
+    allowed = _allowed(column.type)
+    surely = frozenset(kind for kind in allowed if kind.__hash__ is not None) - {Hashable}
+    return _KeyColumn(column.name, shape.columns.index(column.name), allowed, surely)
 
 
 def _allowed(of: sa.types.TypeEngine[Any]) -> tuple[type, ...]:
@@ -140,14 +162,11 @@ class _Write:
     values: tuple[Any, ...]
 
     def __init__(self, target: ReadModel, /, **values: Any) -> None:
-        self.shape = _shape_for(target, tuple(values))
-        self.values = tuple(values.values())
-        for name, position, allowed in _key_types(self.shape):
-            value = self.values[position]
-            if not isinstance(value, allowed):
-                raise _no_key_of(self.shape.table, name, value, allowed)
-            if value.__hash__ is None:
-                raise _no_key_of(self.shape.table, name, value, (Hashable,))
+        self.shape, key = _planned(target, tuple(values))
+        self.values = row = tuple(values.values())
+        for column in key:
+            if (value := row[column.position]).__class__ not in column.surely:
+                column.require(self.shape.table, value)
 
     @classmethod
     def of(cls, shape: Shape, values: tuple[Any, ...]) -> Self:

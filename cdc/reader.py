@@ -5,8 +5,10 @@ from functools import partial
 from typing import Final, Protocol, Self
 
 from cdc.assemble import Assembler, Transaction
+from cdc.change import Change
 from cdc.message import Emitted, Message
 from cdc.rows import Bulk, Rows
+from cdc.source.apart import Left
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 
 BULK_FRAMES: Final = 128
@@ -24,11 +26,11 @@ class Decoder(Protocol):
     def is_commit(self, frame: Frame) -> bool:
         """Tell whether a frame ends a transaction."""
 
-    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
-        """Give rows to be written in bulk, and the frames that are left, in order."""
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], Left]:
+        """Give rows to be written in bulk, and what is left, in order."""
 
-    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:
-        """Read transactions that have no changes, at once; None where the frames are others."""
+    def without_changes(self, left: Left) -> list[Transaction] | None:
+        """Read transactions that have no changes, at once; None where something else is left."""
 
     @property
     def turns(self) -> int:
@@ -85,14 +87,15 @@ class Reader:
         return count if len(frames.data) >= self._piece_bytes else 0
 
     def _in_bulk(self, stretch: Stretch) -> Iterator[Transaction | Bulk]:
-        decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
         rows, left = self._decoder.set_apart(stretch)
-        transactions = self._without_changes(left) or self._one_by_one(
-            self._decoder, self._assembler, left
-        )
         if not rows:
-            yield from transactions
+            sound = self._sound(stretch, left)
+            yield from self._one_by_one(self._decoder, self._assembler, sound, _mean(stretch))
             return
+        decoder, assembler = self._decoder.snapshot(), self._assembler.fork()
+        transactions = self._without_changes(left) or self._one_by_one(
+            self._decoder, self._assembler, left, _mean(stretch)
+        )
         whole = [*transactions, *self._piece(self._assembler)]
         again = partial(self._again, decoder, assembler, stretch)
         # Rows of what was dropped are among those set apart, or rows that are described otherwise,
@@ -107,7 +110,13 @@ class Reader:
         else:
             yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(stretch))
 
-    def _without_changes(self, left: Sequence[Frame]) -> list[Transaction] | None:
+    def _sound(self, stretch: Stretch, left: Left) -> Iterator[Frame | Change]:
+        """Give what is left of a stretch: all. As it was sent, where rows are described anew."""
+        turns = self._decoder.turns
+        for position, one in enumerate(left):
+            yield one if self._decoder.turns == turns else stretch[position]
+
+    def _without_changes(self, left: Left) -> list[Transaction] | None:
         """Read, where nothing else is left, the begins and commits of rows that are set apart."""
         transactions = self._decoder.without_changes(left)
         if not transactions or not self._assembler.pass_by(transactions):
@@ -125,15 +134,28 @@ class Reader:
         return [] if piece is None else [piece]
 
     def _one_by_one(
-        self, decoder: Decoder, assembler: Assembler, frames: Iterable[Frame]
+        self,
+        decoder: Decoder,
+        assembler: Assembler,
+        left: Iterable[Frame | Change],
+        change_size: int = 0,
     ) -> Iterator[Transaction]:
-        for frame in frames:
-            for message in decoder.decode(frame[HEADER_BYTES:]):
-                transaction = assembler.feed(message, _size(frame))
+        """Take frames, or the changes they hold, each of about so many bytes."""
+        for one in left:
+            if not isinstance(one, memoryview):
+                if (piece := assembler.add(one, change_size)) is not None:
+                    yield piece
+                continue
+            for message in decoder.decode(one[HEADER_BYTES:]):
+                transaction = assembler.feed(message, _size(one))
                 if transaction is not None:
                     yield transaction
                 elif isinstance(message, Emitted) and decoder is self._decoder:  # not read again
                     self.emitted = True
+
+
+def _mean(stretch: Stretch) -> int:
+    return len(stretch.data) // len(stretch) + _OVERHEAD_BYTES
 
 
 def _size(frame: Frame) -> int:

@@ -9,7 +9,7 @@ intervals and JSON, which are read here. The text forms are those of the setting
 import json
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Any, Final
@@ -89,11 +89,14 @@ _EXACT: Final = _Exact()
 # What psycopg's loaders do, without a way through bytes.
 _PLAIN: Final[dict[str, Callable[[str], Any]]] = {
     "bool": "t".__eq__,
+    "date": date.fromisoformat,
     "int2": int,
     "int4": int,
     "int8": int,
     "numeric": Decimal,
     "text": str,
+    "timestamp": datetime.fromisoformat,
+    "timestamptz": datetime.fromisoformat,
     "varchar": str,
 }
 _PLAIN_BY_OID: Final = {psycopg.adapters.types[name].oid: load for name, load in _PLAIN.items()}

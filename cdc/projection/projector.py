@@ -92,7 +92,10 @@ class FunctionProjector:
         calls.count += 1
         calls.running = True
         try:
-            return self._checked(function(change))
+            returned = function(change)
+            if isinstance(returned, _WRITES):
+                return [self._allowed(returned)]
+            return self._checked(returned)
         except GeneratorExit:  # who calls us is a generator, which it would end
             raise ProjectionError("raised GeneratorExit") from None
         finally:
@@ -119,7 +122,7 @@ class FunctionProjector:
     def _checked(self, returned: Returned) -> list[Operation]:
         if returned is None:
             return []
-        if isinstance(returned, _WRITES) or not isinstance(returned, Iterable):
+        if not isinstance(returned, Iterable):
             return [self._allowed(returned)]
         return [self._allowed(operation) for operation in returned]
 

@@ -20,6 +20,7 @@ from cdc.projection.batch import Effects, Segment
 from cdc.projection.lines import Lines, Replaced
 from cdc.projection.registry import sorted_tables
 from cdc.sink.postgres_session import driver_connection
+from cdc.sink.postgres_values import made_faster
 from cdc.sink.refused import RowsRefused
 from cdc.sink.refused import values_refused as _values_refused
 from cdc.sink.sink import Holding
@@ -407,7 +408,11 @@ class PostgresSink:
             self._copy_text(name, shape, [lines.encode_all(rows)])
             return
         statement = _plain(f"copy {name} ({self._columns(shape)}) from stdin")
-        with self._driver.cursor() as cursor, _values_refused(), cursor.copy(statement) as copy:
+        with (
+            made_faster(self._driver.cursor()) as cursor,
+            _values_refused(),
+            cursor.copy(statement) as copy,
+        ):
             for row in rows:
                 copy.write_row(self._bound(shape, row))
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdc import lines
-from cdc.change import Relation
+from cdc.change import Change, Deleted, Inserted, Relation, Updated
 from cdc.errors import ProtocolError
 from cdc.rows import Key
 from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
+from cdc.values import Text
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Flags: TypeAlias = NDArray[np.bool_]
@@ -180,6 +181,30 @@ class CutRows:
         if not together.isascii() or "\\" in together:
             found = [self.encoding.decode(one.encode("latin-1")) for one in found]
         return [f"\\x{one}" for one in found] if column.is_bytea else found
+
+    def changes(self) -> list[Change]:
+        """Give the change that each row is, without an old row; no row's key has changed."""
+        relation = self.relation
+        rows = zip(*map(self._values, self.columns), strict=True)
+        return [
+            Inserted(relation, row)
+            if inserted
+            else Deleted(relation, relation.key_of(row))
+            if deleted
+            else Updated(relation, row)
+            for row, inserted, deleted in zip(rows, self.inserted, self.deleted, strict=True)
+        ]
+
+    def _values(self, column: Column) -> Sequence[Text]:
+        if column.is_null is None:
+            return self._texts(column)
+        values: list[Text] = [None] * len(column.starts)
+        index = np.flatnonzero(~column.is_null)
+        if len(index):
+            there = Column(column.starts[index], column.ends[index], None, column.is_bytea)
+            for position, text in zip(index.tolist(), self._texts(there), strict=True):
+                values[position] = text
+        return values
 
     def lines(self, picked: Sequence[int], positions: Sequence[int]) -> list[bytes]:
         """Encode columns of the rows picked: cut out of the frames, with separators put between."""

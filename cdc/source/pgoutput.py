@@ -13,6 +13,7 @@ from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
 from cdc.rows import Rows
+from cdc.source.apart import Left
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.pgoutput_rows import Described, set_apart
 from cdc.source.relations import Relations
@@ -70,15 +71,16 @@ class PgOutput:
         """Tell whether a data frame (header and message) ends a transaction."""
         return bytes(frame[HEADER_BYTES : HEADER_BYTES + 1]) == b"C"
 
-    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
-        """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], Left]:
+        """Give rows of tables to be written in bulk, and what is left, in order."""
         if not self._relations.settled:
             return [], list(stretch)
-        return set_apart(stretch, self._in_bulk)
+        return set_apart(stretch, self._known)
 
-    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:
-        """Read transactions that have no changes, at once; None where the frames are others."""
-        data = b"".join(frames)
+    def without_changes(self, left: Left) -> list[Transaction] | None:
+        """Read transactions that have no changes, at once; None where something else is left."""
+        frames = [frame for frame in left if isinstance(frame, memoryview)]
+        data = b"".join(frames) if len(frames) == len(left) else b""
         if len(data) != len(frames) // 2 * _BEGIN_AND_COMMIT.size:
             return None
         transactions, last = [], 0
@@ -102,14 +104,11 @@ class PgOutput:
             self._note(transaction.xid)
         return transactions
 
-    def _in_bulk(self, oid: int) -> Described | None:
-        if oid not in self._told:
-            return None
+    def _known(self, oid: int) -> Described | None:
         try:
-            described = self._by_oid[oid]
+            return self._by_oid[oid] if oid in self._told else None
         except ProtocolError:  # reading its rows tells
             return None
-        return described if described.relation.name in self._bulk else None
 
     @property
     def turns(self) -> int:
@@ -182,7 +181,12 @@ class PgOutput:
         if not set(key) <= set(names):
             raise ProtocolError(f"the key of {known.name} is no longer in its rows")
         relation = self._relations.described(reported, [columns[i] for i in kept], key)
-        return Described(relation, len(columns), None if len(kept) == len(columns) else tuple(kept))
+        return Described(
+            relation,
+            len(columns),
+            None if len(kept) == len(columns) else tuple(kept),
+            relation.name in self._bulk,
+        )
 
     def _inserted(self, data: bytes) -> Sequence[Message]:
         described = self._by_oid[_OID.unpack_from(data, 1)[0]]

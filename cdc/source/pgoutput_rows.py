@@ -13,8 +13,9 @@ import numpy as np
 
 from cdc.change import Relation
 from cdc.rows import Rows
+from cdc.source.apart import Apart, Left
 from cdc.source.cut_rows import Column, CutRows, Places, PlainText
-from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
+from cdc.source.frame import HEADER_BYTES, Numbers, Stretch
 
 _OID, _MARKER = HEADER_BYTES + 1, HEADER_BYTES + 5
 _COUNT, _TUPLE = HEADER_BYTES + 6, HEADER_BYTES + 8
@@ -32,38 +33,40 @@ _MEANING[list(b"BCMOY")] = _BETWEEN
 
 
 class Described(NamedTuple):
-    """A relation, how many columns are sent for it, and which of them are kept; None: all."""
+    """A relation, how many columns are sent for it, and which of them are kept; None: all.
+
+    `in_bulk` tells whether its rows are to be set apart.
+    """
 
     relation: Relation
     sent: int
     kept: tuple[int, ...] | None
+    in_bulk: bool
 
 
 Describe = Callable[[int], Described | None]
-"""Gives the relation with an oid; None where its rows are not for bulk."""
+"""Gives the relation with an oid; None where its rows are to be read one by one."""
 
 
-def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], list[Frame]]:
-    """Give rows of the relations described, and the frames that are left, in order."""
+def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], Left]:
+    """Give rows of the relations for bulk, and what is left, in order."""
     try:
         return _set_apart(Places.of(stretch), describe)
     except IndexError:  # a frame ends before its time: reading it alone tells which
         return [], list(stretch)
 
 
-def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], list[Frame]]:
+def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], Left]:
     meaning = _MEANING[places.kinds]
-    left = np.ones(len(meaning), np.bool_)
-    found: list[Rows] = []
+    apart = Apart(places)
     rows = np.flatnonzero(meaning == _ROW) if meaning.all() else np.empty(0, np.int64)
     oids = places.uint32[places.starts[rows] + _OID]
     for oid, described in _alone(np.unique(oids).tolist(), describe):
         index = rows[oids == oid]
         one = _rows(places.picked(index), described)
         if one is not None:
-            found.append(one)
-            left[index] = False
-    return found, places.frames(np.flatnonzero(left))
+            apart.put(one, index, in_bulk=described.in_bulk)
+    return apart.rows, apart.left()
 
 
 def _alone(oids: list[int], describe: Describe) -> list[tuple[int, Described]]:
@@ -81,7 +84,8 @@ def _rows(places: Places, described: Described) -> CutRows | None:
     starts, kinds = places.starts, places.kinds
     marker = places.bytes[starts + _MARKER]
     deleted = kinds == _DELETE
-    as_usual = np.where(deleted, (marker == _KEY) | (marker == _OLD), marker == _NEW)
+    is_old = (marker == _KEY) | ((marker == _OLD) & described.in_bulk)  # else it is a row's change
+    as_usual = np.where(deleted, is_old, marker == _NEW)
     counts = places.uint32[starts + _COUNT - 2] & 0xFFFF
     if not as_usual.all() or (counts != described.sent).any():
         return None

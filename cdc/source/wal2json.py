@@ -17,6 +17,7 @@ from cdc.lsn import Lsn
 from cdc.message import Begin, Commit, Emitted, Message
 from cdc.names import TableName
 from cdc.rows import Rows
+from cdc.source.apart import Left
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.nulls import NUMBERS, Nulls, not_sent
 from cdc.source.relations import Relations
@@ -159,20 +160,19 @@ class Wal2Json:
         """Tell whether a data frame (header and line) ends a transaction."""
         return bytes(frame[_ACTION_AT : _ACTION_AT + 1]) == b"C"
 
-    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], list[Frame]]:
-        """Give rows of tables to be written in bulk, and the frames that are left, in order."""
+    def set_apart(self, stretch: Stretch) -> tuple[list[Rows], Left]:
+        """Give rows of tables to be written in bulk, and what is left, in order."""
         if self._unfiltered or not self._relations.settled:
             return [], list(stretch)
-        return set_apart(stretch, self._in_bulk)
+        return set_apart(stretch, self._known)
 
-    def _in_bulk(self, reported: TableName) -> Described | None:
+    def _known(self, reported: TableName) -> Described:
         relation = self._relation(reported)
-        if relation.name not in self._bulk:
-            return None
         doubtful = self._nulls is not None and self._nulls.doubts(relation.name)
-        return Described(relation, self._relations.generated(reported), doubtful)
+        generated = self._relations.generated(reported)
+        return Described(relation, generated, doubtful, relation.name in self._bulk)
 
-    def without_changes(self, frames: Sequence[Frame]) -> list[Transaction] | None:  # noqa: ARG002
+    def without_changes(self, left: Left) -> list[Transaction] | None:  # noqa: ARG002
         """Tell that lines are read one by one."""
         return None
 

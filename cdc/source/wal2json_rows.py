@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from cdc.change import Relation
 from cdc.names import TableName
 from cdc.rows import Rows
+from cdc.source.apart import Apart, Left
 from cdc.source.cut_rows import Bytes, Column, CutRows, Flags, JsonText, Places, are_equal
-from cdc.source.frame import HEADER_BYTES, Frame, Numbers, Stretch
+from cdc.source.frame import HEADER_BYTES, Numbers, Stretch
 from cdc.source.nulls import NUMBERS
 from cdc.values import BYTEA
 
@@ -48,15 +49,17 @@ class Described(NamedTuple):
     """A reported table's relation, and which of its columns are generated: those are left out.
 
     Where it is `doubtful`, a null in a number column may be none, and is looked at one by one.
+    `in_bulk` tells whether its rows are to be set apart.
     """
 
     relation: Relation
     generated: frozenset[str]
     doubtful: bool
+    in_bulk: bool
 
 
 Describe = Callable[[TableName], Described | None]
-"""Gives what is known of a reported table; None where its rows are not for bulk."""
+"""Gives what is known of a reported table; None where its rows are to be read one by one."""
 
 
 class _Column(msgspec.Struct, gc=False):
@@ -92,6 +95,11 @@ class _Template:
         return self.described.relation
 
     @property
+    def in_bulk(self) -> bool:
+        """Tell whether the rows are to be set apart."""
+        return self.described is not None and self.described.in_bulk
+
+    @property
     def columns(self) -> list[_Column]:
         """The columns whose values a line has, in order."""
         return [*self.line.columns, *self.line.identity]
@@ -115,37 +123,37 @@ class _Template:
         """Tell whether the rows have just the relation's columns, in order."""
         if self.described is None:
             return False
-        relation, generated, _ = self.described
+        relation, generated, _, in_bulk = self.described
         columns = [c for c in self.line.columns if c.name not in generated]
         is_whole = [(c.name, c.typeoid) for c in columns] == [
             (c.name, c.type_oid) for c in relation.columns
         ]
-        has_key = {c.name for c in self.line.identity} >= set(relation.key)
+        identity = {c.name for c in self.line.identity}
+        # A whole old row has no place among those set apart, and is part of a change.
+        has_key = identity >= set(relation.key) if in_bulk else identity == set(relation.key)
         if self.line.action == _DELETE:
             return has_key
         return is_whole and (has_key or self.line.action == _INSERT)
 
 
-def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], list[Frame]]:
-    """Give rows of the tables described, and the frames that are left, in order."""
+def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], Left]:
+    """Give rows of the tables for bulk, and what is left, in order."""
     try:
         return _set_apart(Places.of(stretch), describe)
     except (IndexError, UnicodeDecodeError, msgspec.MsgspecError):  # reading it alone tells which
         return [], list(stretch)
 
 
-def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], list[Frame]]:
+def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], Left]:
     meaning = _MEANING[places.bytes[places.starts + _ACTION_AT]]
     templates = _templates(places, meaning == _ROW, describe) if meaning.all() else []
-    found: list[Rows] = []
-    left = np.ones(len(meaning), np.bool_)
+    apart = Apart(places)
     for alike in _by_relation(templates):
-        rows = _rows(places, alike)
+        index = np.sort(np.concatenate([template.index for template in alike]))
+        rows = _rows(places, alike, index)
         if rows is not None:
-            found.append(rows)
-            for template in alike:
-                left[template.index] = False
-    return found, places.frames(np.flatnonzero(left))
+            apart.put(rows, index, in_bulk=alike[0].in_bulk)
+    return apart.rows, apart.left()
 
 
 def _by_relation(templates: list[_Template]) -> list[list[_Template]]:
@@ -234,10 +242,9 @@ def _is_at(places: Places, positions: Numbers, text: bytes) -> Flags:
     return same
 
 
-def _rows(places: Places, templates: Sequence[_Template]) -> CutRows | None:
-    """Put the rows of a relation's templates in order; None where a row is not the usual one."""
+def _rows(places: Places, templates: Sequence[_Template], index: Numbers) -> CutRows | None:
+    """Give the rows of a relation's templates, the frames at `index`; None: one is unusual."""
     relation = templates[0].relation
-    index = np.sort(np.concatenate([template.index for template in templates]))
     own = places.picked(index)
     moved = own.starts - places.starts[index]
     filled = {name: _Filled(len(index)) for name in relation.names}

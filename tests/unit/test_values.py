@@ -1,15 +1,20 @@
 """Text as Python values: exact, or refused."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg.adapt import Transformer
+from psycopg.pq import Format
 
 from cdc.change import Column, Relation, Row
 from cdc.errors import ValueUnreadable
 from cdc.names import TableName
 from cdc.values import loader
 
+DATE, TIMESTAMP, TIMESTAMPTZ = 1082, 1114, 1184
 INTERVAL, INTERVALS, JSON, JSONB, JSONBS = 1186, 1187, 114, 3802, 3807
 
 
@@ -75,3 +80,33 @@ def test_other_users_of_psycopg_are_not_touched():
 
     assert loader(INTERVAL) is loader(INTERVAL)
     assert Transformer().get_loader(INTERVAL, Format.TEXT).load(b"1 mon") == timedelta(30)
+
+
+BEYOND = ["infinity", "-infinity", "0044-03-15 BC", "12026-01-01", "10000-01-01"]
+
+
+def printed(time: datetime) -> str:
+    """Print as Postgres does: no more digits of a second than it has."""
+    whole, _, fraction = str(time).partition(".")
+    return f"{whole}.{fraction}".rstrip("0").rstrip(".") if fraction else whole
+
+
+@given(time=st.datetimes())
+def test_dates_and_times_are_what_psycopg_makes_of_them(time: datetime) -> None:
+    texts = {DATE: str(time.date()), TIMESTAMP: printed(time), TIMESTAMPTZ: printed(time) + "+00"}
+    values = {DATE: time.date(), TIMESTAMP: time, TIMESTAMPTZ: time.replace(tzinfo=UTC)}
+    for type_oid, text in texts.items():
+        value = row(type_oid, text)["v"]
+        assert value == values[type_oid]
+        theirs = Transformer().get_loader(type_oid, Format.TEXT).load(text.encode())
+        assert (type(value), repr(value)) == (type(theirs), repr(theirs))
+
+
+@pytest.mark.parametrize("date", BEYOND)
+def test_dates_and_times_that_python_cannot_hold_are_unreadable(date: str) -> None:
+    day, _, era = date.partition(" ")
+    at_noon = day if "inf" in day else f"{day} 12:00:00"
+    texts = {DATE: date, TIMESTAMP: f"{at_noon} {era}", TIMESTAMPTZ: f"{at_noon}+00 {era}"}
+    for type_oid, text in texts.items():
+        with pytest.raises(ValueUnreadable, match=r"row\.text"):
+            row(type_oid, text.strip())["v"]
