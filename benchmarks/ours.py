@@ -16,6 +16,7 @@ from benchmarks.errors import BenchError
 from benchmarks.workloads import Backlog
 
 _ROOT: Final = Path(__file__).parents[1]
+_CDC: Final = str(Path(sys.executable).with_name("cdc"))
 _STOP_SECONDS: Final = 60
 _SETUP_SECONDS: Final = 120
 
@@ -66,7 +67,7 @@ class Ours(Contestant):
 
     @property
     def _command(self) -> list[str]:
-        return [sys.executable, "-m", "cdc", "run", "--config", str(self._config)]
+        return [_CDC, "run", "--config", str(self._config)]
 
     @property
     def _surroundings(self) -> dict[str, Any]:

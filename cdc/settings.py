@@ -139,7 +139,7 @@ class Source(Section):
         "is not looked up. See docs/types.md.",
     )
     queue_bytes: int = Field(
-        32 * 1024**2,
+        16 * 1024**2,
         ge=64 * 1024,
         le=64 * _GIBIBYTE,
         description="How many bytes of decoded changes may wait in memory before reading pauses.",

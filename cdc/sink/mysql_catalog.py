@@ -1,6 +1,7 @@
 """What a MySQL or MariaDB read database says of its tables."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -19,6 +20,14 @@ class MySQLCatalog:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
         self._preparer = connection.dialect.identifier_preparer
+
+    def missing(self, tables: Sequence[sa.Table]) -> list[sa.Table]:
+        """Give the tables that do not exist, in the order given."""
+        has_table = sa.inspect(self._connection).has_table
+        return [table for table in tables if not has_table(table.name, schema=table.schema)]
+
+    def look_up(self, tables: Sequence[sa.Table]) -> None:
+        """Look nothing up: each table is asked for by itself."""
 
     def columns(self, table: sa.Table, *, scratch: bool) -> dict[str, ReadColumn]:
         """Describe a table's columns, by name; the collation is part of the type."""

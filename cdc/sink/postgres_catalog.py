@@ -1,5 +1,7 @@
 """What a Postgres read database says of its tables."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -7,29 +9,58 @@ import sqlalchemy as sa
 from cdc.sink.postgres import literal, quoted
 from cdc.sink.read_column import Difference, ReadColumn
 
-_COLUMNS: Final = sa.text("""
-select attname, format_type(atttypid, atttypmod) as type_sql,
-       attnotnull and not atthasdef and attidentity = '' as required
-from pg_attribute where attrelid = to_regclass(:name) and attnum > 0 and not attisdropped
-order by attnum
+# Of all tables named at once.
+_TABLES: Final = "unnest(cast(:names as text[])) as t(name)"
+_MISSING: Final = sa.text(f"""
+select name from {_TABLES}
+where not exists (select from pg_class
+                  where oid = to_regclass(name) and relkind = any('{{r,p,f,v,m}}'))
 """)
 
-_UNIQUE_KEYS: Final = sa.text("""
-select array(select a.attname::text from unnest(i.indkey) k(attnum)
-             join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum)
-from pg_index i
-where i.indrelid = to_regclass(:name) and i.indisunique and i.indimmediate and i.indisvalid
+_COLUMNS: Final = sa.text(f"""
+select name, attname, format_type(atttypid, atttypmod) as type_sql,
+       attnotnull and not atthasdef and attidentity = '' as required
+from {_TABLES} join pg_attribute on attrelid = to_regclass(name)
+where attnum > 0 and not attisdropped
+order by name, attnum
+""")
+
+_UNIQUE_KEYS: Final = sa.text(f"""
+select name, array(select a.attname::text from unnest(i.indkey) k(attnum)
+                   join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum)
+from {_TABLES} join pg_index i on i.indrelid = to_regclass(name)
+where i.indisunique and i.indimmediate and i.indisvalid
   and i.indpred is null and i.indexprs is null
 """)
 
-_UNLOGGED: Final = sa.text("""
-select c.oid::regclass::text
-from (select to_regclass(:name) as oid
-      union select relid from pg_partition_tree(to_regclass(:name))) t
-join pg_class c on c.oid = t.oid
+_UNLOGGED: Final = sa.text(f"""
+select name, c.oid::regclass::text
+from {_TABLES}
+cross join lateral (select to_regclass(name) as oid
+                    union select relid from pg_partition_tree(to_regclass(name))) p
+join pg_class c on c.oid = p.oid
 where c.relpersistence = 'u' and c.relkind = 'r'
-order by 1
+order by 1, 2
 """)
+
+Columns = dict[str, ReadColumn]
+
+
+class _Found:
+    """What is known of tables, by their names in SQL."""
+
+    def __init__(self, connection: sa.Connection, names: Sequence[str]) -> None:
+        self.names = frozenset(names)
+        self.columns: defaultdict[str, Columns] = defaultdict(dict)
+        self.unique_keys: defaultdict[str, list[set[str]]] = defaultdict(list)
+        self.unlogged: defaultdict[str, list[str]] = defaultdict(list)
+        wanted = {"names": list(names)}
+        for name, column, type_sql, required in connection.execute(_COLUMNS, wanted):
+            self.columns[name][column] = ReadColumn(type_sql, required)
+        for name, key in connection.execute(_UNIQUE_KEYS, wanted):
+            self.unique_keys[name].append(set(key))
+        for name, part in connection.execute(_UNLOGGED, wanted):
+            self.unlogged[name].append(part)
 
 
 class PostgresCatalog:
@@ -37,22 +68,40 @@ class PostgresCatalog:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+        self._found: _Found | None = None
+
+    def missing(self, tables: Sequence[sa.Table]) -> list[sa.Table]:
+        """Give the tables that do not exist, in the order given."""
+        wanted = {"names": [self.name(table) for table in tables]}
+        absent = set(self._connection.execute(_MISSING, wanted).scalars())
+        return [table for table in tables if self.name(table) in absent]
+
+    def look_up(self, tables: Sequence[sa.Table]) -> None:
+        """Look tables up together: for each alone it would be several round trips."""
+        self._found = _Found(self._connection, [self.name(table) for table in tables])
 
     def columns(self, table: sa.Table, *, scratch: bool) -> dict[str, ReadColumn]:
         """Describe a table's columns, by name."""
-        name = f"pg_temp.{quoted(table.name)}" if scratch else self.name(table)
-        described = self._connection.execute(_COLUMNS, {"name": name})
+        if not scratch:
+            return self._of(table).columns[self.name(table)]
+        name = f"pg_temp.{quoted(table.name)}"
+        described = self._connection.execute(_COLUMNS, {"names": [name]})
         return {row.attname: ReadColumn(row.type_sql, row.required) for row in described}
+
+    def _of(self, table: sa.Table) -> _Found:
+        name = self.name(table)
+        if self._found is None or name not in self._found.names:
+            return _Found(self._connection, [name])
+        return self._found
 
     def unique_keys(self, table: sa.Table) -> list[set[str]]:
         """Give the sets of columns that are unique."""
-        found = self._connection.execute(_UNIQUE_KEYS, {"name": self.name(table)})
-        return [set(columns) for columns in found.scalars()]
+        return self._of(table).unique_keys[self.name(table)]
 
     def further(self, table: sa.Table) -> list[Difference]:
         """Refuse what a crash of the server empties, while the checkpoint stays."""
-        found = self._connection.execute(_UNLOGGED, {"name": self.name(table)}).scalars()
-        return [(f"{name} is unlogged", f"alter table {name} set logged") for name in found]
+        unlogged = self._of(table).unlogged[self.name(table)]
+        return [(f"{name} is unlogged", f"alter table {name} set logged") for name in unlogged]
 
     def drop_scratch(self, table: sa.Table) -> None:
         """Drop a temporary table."""

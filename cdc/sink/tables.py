@@ -1,7 +1,7 @@
 """Read tables: create those that are missing, refuse those that do not fit."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,12 @@ _ANEW: Final = "drop the table: it is made anew, empty."
 
 class Catalog(Protocol):
     """What one dialect says of its tables."""
+
+    def missing(self, tables: Sequence[sa.Table]) -> list[sa.Table]:
+        """Give the tables that do not exist, in the order given."""
+
+    def look_up(self, tables: Sequence[sa.Table]) -> None:
+        """Take what will be asked of these tables, where that takes less time for all together."""
 
     def columns(self, table: sa.Table, *, scratch: bool) -> dict[str, ReadColumn]:
         """Describe a table's columns, by name; `scratch`: a temporary one."""
@@ -91,8 +97,7 @@ def _require_distinct(names: list[str], what: str) -> None:
 
 def missing(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[sa.Table]:
     """Give the tables that do not exist yet, in the order given."""
-    inspector = sa.inspect(connection)
-    return [table for table in tables if not inspector.has_table(table.name, schema=table.schema)]
+    return catalog_of(connection).missing(tables)
 
 
 def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
@@ -115,9 +120,8 @@ def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
 
 def column_names(connection: sa.Connection, table: sa.Table) -> frozenset[str]:
     """Name the columns that the table has by now; none where it does not exist."""
-    if not sa.inspect(connection).has_table(table.name, schema=table.schema):
-        return frozenset()
-    return frozenset(catalog_of(connection).columns(table, scratch=False))
+    catalog = catalog_of(connection)
+    return frozenset(() if catalog.missing([table]) else catalog.columns(table, scratch=False))
 
 
 def type_sql(connection: sa.Connection, column: "sa.Column[Any]") -> str:
@@ -144,11 +148,12 @@ def _making(table: sa.Table, connection: sa.Connection, make: Callable[[], objec
 
 def misfits(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[ReadTableMismatch]:
     """Compare existing tables with their definitions; give an error for each that differs."""
-    catalog = catalog_of(connection)
+    catalog, types = catalog_of(connection), _Types(connection)
+    catalog.look_up(tables)
     found = []
     for table in tables:
         differences = [
-            *_column_differences(connection, catalog, table),
+            *_column_differences(catalog, table, types.as_created(table)),
             *_key_differences(catalog, table),
             *catalog.further(table),
         ]
@@ -169,13 +174,12 @@ def _misfit(table: sa.Table, differences: list[Difference]) -> ReadTableMismatch
 
 
 def _column_differences(
-    connection: sa.Connection, catalog: Catalog, table: sa.Table
+    catalog: Catalog, table: sa.Table, wanted: Mapping[str, str]
 ) -> Iterator[Difference]:
-    """Compare by what the server itself calls the types, so that spelling does not matter."""
+    """Compare with the columns wanted, by what the server itself calls their types."""
     actual = catalog.columns(table, scratch=False)
-    wanted = _as_created(connection, catalog, table)
     alter = f"alter table {catalog.name(table)}"
-    for name, (type_sql, _) in wanted.items():
+    for name, type_sql in wanted.items():
         if name not in actual:
             add = f"{alter} add column {catalog.quote(name)} {type_sql}"
             yield f'column "{name}" is missing', add
@@ -188,16 +192,33 @@ def _column_differences(
             yield f'column "{name}" is not known to the read model, and required', mend
 
 
-def _as_created(
-    connection: sa.Connection, catalog: Catalog, table: sa.Table
-) -> dict[str, ReadColumn]:
-    """Describe the columns the definition would give, by creating it as a temporary table."""
-    columns = [like(column, primary_key=False) for column in table.columns]
-    scratch = sa.Table("cdc_fit", sa.MetaData(), *columns, prefixes=["temporary"])
-    create_one(connection, scratch)
-    described = catalog.columns(scratch, scratch=True)
-    catalog.drop_scratch(scratch)
-    return described
+class _Types:
+    """What the server calls types, however they are spelled: each is tried once."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._catalog = catalog_of(connection)
+        self._known: dict[str, str] = {}
+
+    def as_created(self, table: sa.Table) -> dict[str, str]:
+        """Give the types of the columns that a definition gives, by name."""
+        columns = [like(column, primary_key=False) for column in table.columns]
+        scratch = sa.Table("cdc_fit", sa.MetaData(), *columns, prefixes=["temporary"])
+        _making(scratch, self._connection, partial(self._spell, scratch))
+        spelled = self._spell(scratch)
+        if not self._known.keys() >= set(spelled.values()):
+            self._try(scratch, spelled)
+        return {name: self._known[spelling] for name, spelling in spelled.items()}
+
+    def _spell(self, table: sa.Table) -> dict[str, str]:
+        return {column.name: type_sql(self._connection, column) for column in table.columns}
+
+    def _try(self, scratch: sa.Table, spelled: Mapping[str, str]) -> None:
+        """Create a temporary table with columns of these types."""
+        create_one(self._connection, scratch)
+        described = self._catalog.columns(scratch, scratch=True)
+        self._catalog.drop_scratch(scratch)
+        self._known |= {spelled[name]: column.type_sql for name, column in described.items()}
 
 
 def _key_differences(catalog: Catalog, table: sa.Table) -> list[Difference]:
