@@ -23,32 +23,35 @@ Flags: TypeAlias = NDArray[np.bool_]
 _TAB, _NEWLINE, _BLANK = b"\t\n "
 _SEPARATOR_BYTES: Final = 1
 _BYTEA_PREFIX: Final = b"\\x"
-_NEARLY_ALL: Final = 0.75
 
 
 class Places:
     """Frames that stand together in some data, and where each begins and ends."""
 
-    def __init__(self, data: bytes, starts: Numbers, ends: Numbers) -> None:
-        self.data = data
-        self.starts = starts
-        self.ends = ends
-        self.bytes: Bytes = np.frombuffer(data, np.uint8)
-        # The four bytes from any position on, as a number.
-        self.uint32: NDArray[np.uint32] = np.ndarray(
-            (max(0, len(data) - 3),), dtype=">u4", buffer=data, strides=(1,)
-        )
+    data: bytes
+    starts: Numbers
+    ends: Numbers
+    bytes: Bytes
+    uint32: NDArray[np.uint32]
+    """The four bytes from any position on, as a number."""
 
     @classmethod
     def of(cls, stretch: Stretch) -> Self:
         """Find the frames of a stretch."""
-        return cls(stretch.data, stretch.starts, stretch.ends)
+        places = cls()
+        places.data, places.starts, places.ends = stretch.data, stretch.starts, stretch.ends
+        places.bytes = np.frombuffer(stretch.data, np.uint8)
+        places.uint32 = np.ndarray(
+            (max(0, len(stretch.data) - 3),), dtype=">u4", buffer=stretch.data, strides=(1,)
+        )
+        return places
 
     def picked(self, index: Numbers) -> "Places":
-        """Give some of the frames; nearly all where they are, few as a copy."""
-        if len(index) > _NEARLY_ALL * len(self.starts):
-            return Places(self.data, self.starts[index], self.ends[index])
-        return Places.of(Stretch(self.frames(index)))
+        """Give some of the frames, where they are."""
+        places = Places()
+        places.data, places.bytes, places.uint32 = self.data, self.bytes, self.uint32
+        places.starts, places.ends = self.starts[index], self.ends[index]
+        return places
 
     def frames(self, index: Numbers) -> list[Frame]:
         """Give frames by their index."""
@@ -74,11 +77,17 @@ class Column(NamedTuple):
     is_null: Flags | None
     is_bytea: bool = False
 
-    def of_rows(self, index: Numbers, moved: Numbers) -> "Column":
-        """Give the column of some rows, which stand so many bytes further on."""
+    def of_rows(self, index: Numbers) -> "Column":
+        """Give the column of some rows."""
         is_null = None if self.is_null is None else self.is_null[index]
-        starts, ends = (positions[index] + moved for positions in (self.starts, self.ends))
-        return Column(starts, ends, is_null, self.is_bytea)
+        return Column(self.starts[index], self.ends[index], is_null, self.is_bytea)
+
+    def between(self, begin: int, end: int) -> "Column":
+        """Give the column of the rows from one to another."""
+        is_null = None if self.is_null is None else self.is_null[begin:end]
+        if is_null is not None and not is_null.any():
+            is_null = None
+        return Column(self.starts[begin:end], self.ends[begin:end], is_null, self.is_bytea)
 
     @property
     def prefixed(self) -> tuple[Flags, bytes] | None:
@@ -219,8 +228,7 @@ class CutRows:
         if len(picked) < len(self.inserted):
             index = np.array(picked, np.int64)
             places = self.places.picked(index)
-            moved = places.starts - self.places.starts[index]
-            columns = [column.of_rows(index, moved) for column in columns]
+            columns = [column.of_rows(index) for column in columns]
         return _Cut(places, columns, self.encoding)
 
 

@@ -6,15 +6,16 @@ frame that is not as it should be.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cdc.change import Relation
 from cdc.rows import Rows
 from cdc.source.apart import Apart, Left
-from cdc.source.cut_rows import Column, CutRows, Places, PlainText
+from cdc.source.cut_rows import Column, CutRows, Flags, Places, PlainText
 from cdc.source.frame import HEADER_BYTES, Numbers, Stretch
 
 _OID, _MARKER = HEADER_BYTES + 1, HEADER_BYTES + 5
@@ -61,47 +62,85 @@ def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], Left]:
     apart = Apart(places)
     rows = np.flatnonzero(meaning == _ROW) if meaning.all() else np.empty(0, np.int64)
     oids = places.uint32[places.starts[rows] + _OID]
-    for oid, described in _alone(np.unique(oids).tolist(), describe):
-        index = rows[oids == oid]
-        one = _rows(places.picked(index), described)
-        if one is not None:
-            apart.put(one, index, in_bulk=described.in_bulk)
+    order = np.argsort(oids, kind="stable")
+    groups = _groups(places, rows[order], oids[order], describe)
+    for sent in {group.described.sent for group in groups}:
+        alike = [group for group in groups if group.described.sent == sent]
+        for group, found in _found(places, alike, sent):
+            apart.put(found, group.at, in_bulk=group.described.in_bulk)
     return apart.rows, apart.left()
 
 
-def _alone(oids: list[int], describe: Describe) -> list[tuple[int, Described]]:
-    """Give those that are described; not two of one table: their rows have one order.
+class _Group(NamedTuple):
+    """The rows of a relation: which frames they are."""
 
-    Partitions are such where a publication names them.
-    """
-    known = [(oid, described) for oid in oids if (described := describe(oid)) is not None]
-    times = Counter(described.relation.name for _, described in known)
-    return [(oid, described) for oid, described in known if times[described.relation.name] == 1]
+    described: Described
+    at: Numbers
 
 
-def _rows(places: Places, described: Described) -> CutRows | None:
-    """Find the columns of a relation's rows; None where a row is not the usual one."""
-    starts, kinds = places.starts, places.kinds
+def _groups(
+    places: Places, rows: Numbers, oids: NDArray[np.uint32], describe: Describe
+) -> list[_Group]:
+    """Group rows, which are ordered by oid; leave out relations with one that is not as usual."""
+    begins = np.flatnonzero(np.concatenate(([len(oids) > 0], oids[1:] != oids[:-1])))
+    bounds = [*begins.tolist(), len(rows)]
+    known = [
+        _Group(described, rows[begin:end])
+        for oid, begin, end in zip(oids[begins].tolist(), bounds, bounds[1:], strict=False)
+        if (described := describe(oid)) is not None
+    ]
+    # Not two oids of one table: their rows have one order. Partitions are such where a publication
+    # names them.
+    times = Counter(group.described.relation.name for group in known)
+    return [
+        group
+        for group in known
+        if times[group.described.relation.name] == 1 and _is_usual(places, *group)
+    ]
+
+
+def _is_usual(places: Places, described: Described, index: Numbers) -> bool:
+    """Tell whether each row has just a new tuple, or one that tells its key, of all columns."""
+    starts = places.starts[index]
     marker = places.bytes[starts + _MARKER]
-    deleted = kinds == _DELETE
     is_old = (marker == _KEY) | ((marker == _OLD) & described.in_bulk)  # else it is a row's change
-    as_usual = np.where(deleted, is_old, marker == _NEW)
+    as_usual = np.where(places.kinds[index] == _DELETE, is_old, marker == _NEW)
     counts = places.uint32[starts + _COUNT - 2] & 0xFFFF
-    if not as_usual.all() or (counts != described.sent).any():
-        return None
-    columns = _columns(places, starts + _TUPLE, described.sent)
-    if columns is None or (columns[-1].ends != places.ends).any():
-        return None
+    return bool(as_usual.all() and (counts == described.sent).all())
+
+
+def _found(places: Places, groups: Sequence[_Group], sent: int) -> Iterator[tuple[_Group, CutRows]]:
+    """Find the columns of rows that have as many, together; pass over groups with an odd row.
+
+    For each group alone it would take longer where there are many of few rows.
+    """
+    index = np.concatenate([group.at for group in groups])
+    columns, sound = _columns(places, index, sent)
+    end = 0
+    for group in groups:
+        begin, end = end, end + len(group.at)
+        if sound[begin:end].all():
+            own = [column.between(begin, end) for column in columns]
+            rows = _rows(places.picked(group.at), group.described, own)
+            if rows is not None:
+                yield group, rows
+
+
+def _rows(places: Places, described: Described, columns: Sequence[Column]) -> CutRows | None:
+    """Give a relation's rows; None where a key has no value."""
     kept = columns if described.kept is None else [columns[i] for i in described.kept]
     if any(kept[i].is_null is not None for i in described.relation.key_positions):
         return None
-    inserted = kinds == _INSERT
+    inserted, deleted = places.kinds == _INSERT, places.kinds == _DELETE
     return CutRows(
         described.relation, inserted.tolist(), deleted.tolist(), places, kept, PlainText()
     )
 
 
-def _columns(places: Places, position: Numbers, count: int) -> list[Column] | None:
+def _columns(places: Places, index: Numbers, count: int) -> tuple[list[Column], Flags]:
+    """Find the columns of rows, and tell which have text or NULL in all, and nothing after."""
+    position = places.starts[index] + _TUPLE
+    sound = np.ones(len(index), np.bool_)
     columns = []
     for _ in range(count):
         kind = places.bytes[position]
@@ -109,14 +148,15 @@ def _columns(places: Places, position: Numbers, count: int) -> list[Column] | No
         if is_text.all():
             starts = position + 1 + _LENGTH_BYTES
             column = Column(starts, starts + places.uint32[position + 1], None)
-        elif (is_text | (kind == _NULL)).all():
+        else:
+            is_null = ~is_text
+            sound &= is_text | (kind == _NULL)
             starts = position + 1
             starts[is_text] += _LENGTH_BYTES
             ends = starts.copy()
             ends[is_text] += places.uint32[position[is_text] + 1]
-            column = Column(starts, ends, ~is_text)
-        else:
-            return None
+            column = Column(starts, ends, is_null)
         columns.append(column)
-        position = column.ends
-    return columns or None
+        # Of a row that is not sound no more is looked at.
+        position = column.ends if sound.all() else np.where(sound, column.ends, position)
+    return columns, sound & (position == places.ends[index])

@@ -246,13 +246,11 @@ def _rows(places: Places, templates: Sequence[_Template], index: Numbers) -> Cut
     """Give the rows of a relation's templates, the frames at `index`; None: one is unusual."""
     relation = templates[0].relation
     own = places.picked(index)
-    moved = own.starts - places.starts[index]
     filled = {name: _Filled(len(index)) for name in relation.names}
     for template in templates:
         at = np.searchsorted(index, template.index)
         columns = [
-            _column(own, template, number, moved=moved[at], frame_ends=own.ends[at])
-            for number in range(len(template.before))
+            _column(own, template, number, own.ends[at]) for number in range(len(template.before))
         ]
         if not _keys_are_usual(own, template, columns) or _has_doubtful_null(template, columns):
             return None
@@ -286,18 +284,16 @@ def _has_doubtful_null(template: _Template, columns: Sequence[Column]) -> bool:
     return is_doubtful and any(at.is_null is not None for at in numbers)
 
 
-def _column(
-    places: Places, template: _Template, number: int, *, moved: Numbers, frame_ends: Numbers
-) -> Column:
+def _column(places: Places, template: _Template, number: int, frame_ends: Numbers) -> Column:
     """Find a value's text in all lines of a template."""
     is_last = number == len(template.before) - 1
     is_bytea = template.columns[number].typeoid == BYTEA
-    mark = template.value_at[:, number] + moved
+    mark = template.value_at[:, number]
     starts = mark + len(_VALUE)
     if is_last:
         ends = frame_ends - len(_END)
     else:
-        ends = template.value_at[:, number + 1] + moved - len(template.before[number + 1])
+        ends = template.value_at[:, number + 1] - len(template.before[number + 1])
     first, lengths = places.bytes[starts], ends - starts
     is_text, is_null = first == _QUOTE, first == _NULL
     is_bool = (first == _TRUE) | (first == _FALSE)
