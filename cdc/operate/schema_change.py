@@ -83,11 +83,16 @@ def fit(
     for anything else; `where` says since when.
     """
     statements: list[tuple[sa.Table, str]] = []
-    for mirror, source in mirrored:
-        before = {column.attnum: column for column in known if column.table_oid == source.oid}
-        has = tables.column_names(connection, mirror.table)
-        if has and known:
-            fitting = Fitting(mirror, source, before, has, where, connection)
+    if not known:
+        return statements
+    before: defaultdict[int, dict[int, KnownColumn]] = defaultdict(dict)
+    for column in known:
+        before[column.table_oid][column.attnum] = column
+    pairs = list(mirrored)
+    names = tables.column_names(connection, [mirror.table for mirror, _ in pairs])
+    for mirror, source in pairs:
+        if has := names.get(mirror.table):
+            fitting = Fitting(mirror, source, before[source.oid], has, where, connection)
             _refuse_replaced(fitting, known)
             _refuse_renamed(fitting)
             _refuse_exchanged(fitting)

@@ -264,8 +264,9 @@ def _is_pattern(mirror: MirrorSettings) -> bool:
 
 def _covered(mirror: MirrorSettings, schema: Schema) -> list[SourceTable]:
     wanted = TableName.parse(mirror.source)
-    covered = [table for name, table in schema.items() if name.matches(wanted)]
-    if not wanted.is_pattern:
+    if wanted.is_pattern:
+        covered = [table for name, table in schema.items() if name.matches(wanted)]
+    else:
         covered = [schema[wanted]] if wanted in schema else []
     if not covered:
         raise RegistryError(

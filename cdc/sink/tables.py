@@ -118,10 +118,15 @@ def create(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
         metadata.create_all(connection, tables=together, checkfirst=False)
 
 
-def column_names(connection: sa.Connection, table: sa.Table) -> frozenset[str]:
-    """Name the columns that the table has by now; none where it does not exist."""
+def column_names(
+    connection: sa.Connection, tables: Sequence[sa.Table]
+) -> dict[sa.Table, frozenset[str]]:
+    """Name the columns that tables have by now; those that do not exist are left out."""
     catalog = catalog_of(connection)
-    return frozenset(() if catalog.missing([table]) else catalog.columns(table, scratch=False))
+    absent = set(catalog.missing(tables))
+    present = [table for table in tables if table not in absent]
+    catalog.look_up(present)
+    return {table: frozenset(catalog.columns(table, scratch=False)) for table in present}
 
 
 def type_sql(connection: sa.Connection, column: "sa.Column[Any]") -> str:

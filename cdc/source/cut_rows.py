@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
+from operator import eq
 from typing import Final, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
@@ -167,9 +169,49 @@ class JsonText:
             raise _no_text() from None
 
 
+class Together:
+    """Rows of several relations that have as many columns.
+
+    What is asked of one relation's rows is cut out for all: for each alone it would take longer,
+    where there are few of each.
+    """
+
+    def __init__(self, places: Places, columns: Sequence[Column], encoding: Encoding) -> None:
+        self._places = places
+        self._columns = columns
+        self._encoding = encoding
+        self._texts: dict[int, list[str]] = {}
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        """A line for each row, of all columns."""
+        return _Cut(self._places, self._columns, self._encoding).lines()
+
+    def texts(self, position: int) -> list[str] | None:
+        """Give a column's texts; None where some rows have NULL there."""
+        column = self._columns[position]
+        if column.is_null is not None:
+            return None
+        if position not in self._texts:
+            self._texts[position] = _texts(self._places, column, self._encoding)
+        return self._texts[position]
+
+
+def _texts(places: Places, column: Column, encoding: Encoding) -> list[str]:
+    """Give a column's texts; it has no NULL."""
+    found = cut_texts(places, column)
+    together = "".join(found)
+    if not together.isascii() or "\\" in together:
+        found = [encoding.decode(one.encode("latin-1")) for one in found]
+    return [f"\\x{one}" for one in found] if column.is_bytea else found
+
+
 @dataclass(eq=False)
 class CutRows:
-    """Rows of one relation, with the places of the relation's columns in all of them."""
+    """Rows of one relation, with the places of the relation's columns in all of them.
+
+    They may be among others, from the row `first` on, with the same columns.
+    """
 
     relation: Relation
     inserted: Sequence[bool]
@@ -177,19 +219,19 @@ class CutRows:
     places: Places
     columns: Sequence[Column]
     encoding: Encoding
+    among: Together | None = None
+    first: int = 0
 
     def keys(self, positions: Sequence[int]) -> list[Key]:
         """Give the texts of the key columns, by their positions in the relation."""
-        parts = [self._texts(self.columns[position]) for position in positions]
+        parts = [self._texts(position) for position in positions]
         return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
-    def _texts(self, column: Column) -> list[str]:
+    def _texts(self, position: int) -> list[str]:
         """Give a column's texts; it has no NULL."""
-        found = cut_texts(self.places, column)
-        together = "".join(found)
-        if not together.isascii() or "\\" in together:
-            found = [self.encoding.decode(one.encode("latin-1")) for one in found]
-        return [f"\\x{one}" for one in found] if column.is_bytea else found
+        if self.among is not None and (texts := self.among.texts(position)) is not None:
+            return texts[self.first : self.first + len(self.inserted)]
+        return _texts(self.places, self.columns[position], self.encoding)
 
     def changes(self) -> list[Change]:
         """Give the change that each row is, without an old row; no row's key has changed."""
@@ -206,21 +248,31 @@ class CutRows:
 
     def _values(self, column: Column) -> Sequence[Text]:
         if column.is_null is None:
-            return self._texts(column)
+            return _texts(self.places, column, self.encoding)
         values: list[Text] = [None] * len(column.starts)
         index = np.flatnonzero(~column.is_null)
         if len(index):
             there = Column(column.starts[index], column.ends[index], None, column.is_bytea)
-            for position, text in zip(index.tolist(), self._texts(there), strict=True):
+            for position, text in zip(
+                index.tolist(), _texts(self.places, there, self.encoding), strict=True
+            ):
                 values[position] = text
         return values
 
     def lines(self, picked: Sequence[int], positions: Sequence[int]) -> list[bytes]:
         """Encode columns of the rows picked: cut out of the frames, with separators put between."""
+        if self.among is not None and self._are_all(positions):
+            every, first = self.among.lines, self.first
+            return [every[first + row] for row in picked]
         return self._cut(picked, positions).lines()
+
+    def _are_all(self, positions: Sequence[int]) -> bool:
+        return len(positions) == len(self.columns) and all(map(eq, positions, count()))
 
     def text(self, picked: Sequence[int], positions: Sequence[int]) -> bytes:
         """Encode them together, each line with its end."""
+        if self.among is not None and self._are_all(positions):
+            return lines.joined(self.lines(picked, positions))
         return self._cut(picked, positions).text()
 
     def _cut(self, picked: Sequence[int], positions: Sequence[int]) -> "_Cut":

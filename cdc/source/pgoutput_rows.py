@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cdc.change import Relation
 from cdc.rows import Rows
 from cdc.source.apart import Apart, Left
-from cdc.source.cut_rows import Column, CutRows, Flags, Places, PlainText
+from cdc.source.cut_rows import Column, CutRows, Flags, Places, PlainText, Together
 from cdc.source.frame import HEADER_BYTES, Numbers, Stretch
 
 _OID, _MARKER = HEADER_BYTES + 1, HEADER_BYTES + 5
@@ -24,6 +24,7 @@ _INSERT, _DELETE = b"ID"
 _NEW, _KEY, _OLD = b"NKO"
 _TEXT, _NULL = b"tn"
 _LENGTH_BYTES: Final = 4
+_FEW_ROWS: Final = 1000  # of a relation: with more it takes no longer to cut each out by itself
 
 # What a kind of message means here: rows; what may stand between them; anything else has them all
 # read one by one, for it may change what rows mean.
@@ -116,6 +117,9 @@ def _found(places: Places, groups: Sequence[_Group], sent: int) -> Iterator[tupl
     """
     index = np.concatenate([group.at for group in groups])
     columns, sound = _columns(places, index, sent)
+    together = None
+    if len(index) < _FEW_ROWS * len(groups) and len(groups) > 1 and sound.all():
+        together = Together(places.picked(index), columns, PlainText())
     end = 0
     for group in groups:
         begin, end = end, end + len(group.at)
@@ -123,6 +127,8 @@ def _found(places: Places, groups: Sequence[_Group], sent: int) -> Iterator[tupl
             own = [column.between(begin, end) for column in columns]
             rows = _rows(places.picked(group.at), group.described, own)
             if rows is not None:
+                if group.described.kept is None:
+                    rows.among, rows.first = together, begin
                 yield group, rows
 
 
