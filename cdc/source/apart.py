@@ -25,6 +25,8 @@ class Apart:
 
     def put(self, rows: CutRows, index: Numbers, *, in_bulk: bool) -> None:
         """Take rows, and which of the frames they are: set them apart, or read their changes."""
+        if not rows.columns:  # a table without any: there is nothing to cut
+            return
         if in_bulk:
             self.rows.append(rows)
         else:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc.assemble import Assembler, Transaction
+from cdc.change import Inserted
 from cdc.errors import ProjectionError, ProtocolError, SchemaChanged
 from cdc.lsn import Lsn
 from cdc.names import TableName
@@ -467,6 +468,28 @@ def test_changes_of_tables_that_are_not_for_bulk_are_read_at_once(
     assert isinstance(transaction, Transaction)
     assert len(transaction.changes) == 200
     assert len(decoded) == 2  # begin and commit
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("bulk", [frozenset[TableName](), frozenset(SCHEMA)])
+def test_a_table_that_has_no_columns_is_read(
+    plugin: str, bulk: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = {NAMES["one"]: replace(SCHEMA[NAMES["one"]], columns=(), key=())}
+    monkeypatch.setattr(f"{__name__}.SCHEMA", bare)
+    monkeypatch.setattr(f"{__name__}.TYPES", {})
+    frames = PLUGINS[plugin]
+    row = frames.change("I", "one", {}, {})
+    first = [frames.begin(10), *frames.describes("one"), frames.commit(10)]
+    read = reader(frames, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0), bulk=bulk)
+    items = read_all(first, read, chance=random.Random(1), longest=1)
+    items += read_all(
+        [frames.begin(20), *[row] * 9, frames.commit(20)],
+        read,
+        chance=random.Random(1),
+        longest=11,
+    )
+    assert sum(isinstance(one, Inserted) for one in in_order(items)) == 9
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
