@@ -108,7 +108,7 @@ class Reader:
         ):
             yield from again()
         else:
-            yield Bulk(whole, rows, again, len(stretch.data) + _OVERHEAD_BYTES * len(stretch))
+            yield Bulk(whole, rows, again, _mean(stretch) * len(stretch))
 
     def _sound(self, stretch: Stretch, left: Left) -> Iterator[Frame | Change]:
         """Give what is left of a stretch: all. As it was sent, where rows are described anew."""
@@ -155,7 +155,7 @@ class Reader:
 
 
 def _mean(stretch: Stretch) -> int:
-    return len(stretch.data) // len(stretch) + _OVERHEAD_BYTES
+    return stretch.size // len(stretch) + _OVERHEAD_BYTES
 
 
 def _size(frame: Frame) -> int:

@@ -58,6 +58,7 @@ class MariaDB:
         self._account = process.server_account()
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
+        self._spawning = threading.Lock()
         self._answers = threading.Event()
         self._engines: dict[str, sa.Engine] = {}  # what they learn of the server is learnt once
 
@@ -111,18 +112,20 @@ class MariaDB:
         while process is not None:
             code = process.wait()
             self._answers.clear()
-            if not self._wanted or process is not self._process:
-                return
+            with self._spawning:
+                if not self._wanted or process is not self._process:
+                    return
+                self._start()
             print(f"MariaDB ended with {code} by itself", file=sys.__stderr__)
-            self._start()
             process = self._process
 
     def kill(self) -> None:
         """SIGKILL the server, as a power cut would; keep its files."""
         self._wanted = False
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        with self._spawning:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
 
     def close(self) -> None:
         """End the server and remove its folder."""

@@ -1,7 +1,8 @@
 """What a Postgres read database says of its tables."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Final
 
 import sqlalchemy as sa
@@ -11,10 +12,14 @@ from cdc.sink.read_column import Difference, ReadColumn
 
 # Of all tables named at once.
 _TABLES: Final = "unnest(cast(:names as text[])) as t(name)"
-_MISSING: Final = sa.text(f"""
-select name from {_TABLES}
-where not exists (select from pg_class
-                  where oid = to_regclass(name) and relkind = any('{{r,p,f,v,m}}'))
+_MISSING: Final = sa.text("""
+select position from unnest(cast(:schemas as text[]), cast(:names as text[]))
+                     with ordinality as t(schema, name, position)
+where not exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                  where c.relname = t.name and c.relkind = any('{r,p,f,v,m}')
+                    and case when schema is null
+                        then pg_table_is_visible(c.oid) and n.nspname <> 'pg_catalog'
+                        else n.nspname = schema end)
 """)
 
 _COLUMNS: Final = sa.text(f"""
@@ -51,16 +56,29 @@ class _Found:
 
     def __init__(self, connection: sa.Connection, names: Sequence[str]) -> None:
         self.names = frozenset(names)
-        self.columns: defaultdict[str, Columns] = defaultdict(dict)
-        self.unique_keys: defaultdict[str, list[set[str]]] = defaultdict(list)
-        self.unlogged: defaultdict[str, list[str]] = defaultdict(list)
-        wanted = {"names": list(names)}
-        for name, column, type_sql, required in connection.execute(_COLUMNS, wanted):
-            self.columns[name][column] = ReadColumn(type_sql, required)
-        for name, key in connection.execute(_UNIQUE_KEYS, wanted):
-            self.unique_keys[name].append(set(key))
-        for name, part in connection.execute(_UNLOGGED, wanted):
-            self.unlogged[name].append(part)
+        self._connection = connection
+        self._wanted = {"names": list(names)}
+
+    @cached_property
+    def columns(self) -> Mapping[str, Columns]:
+        found: defaultdict[str, Columns] = defaultdict(dict)
+        for name, column, type_sql, required in self._connection.execute(_COLUMNS, self._wanted):
+            found[name][column] = ReadColumn(type_sql, required)
+        return found
+
+    @cached_property
+    def unique_keys(self) -> Mapping[str, list[set[str]]]:
+        found: defaultdict[str, list[set[str]]] = defaultdict(list)
+        for name, key in self._connection.execute(_UNIQUE_KEYS, self._wanted):
+            found[name].append(set(key))
+        return found
+
+    @cached_property
+    def unlogged(self) -> Mapping[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for name, part in self._connection.execute(_UNLOGGED, self._wanted):
+            found[name].append(part)
+        return found
 
 
 class PostgresCatalog:
@@ -72,9 +90,9 @@ class PostgresCatalog:
 
     def missing(self, tables: Sequence[sa.Table]) -> list[sa.Table]:
         """Give the tables that do not exist, in the order given."""
-        wanted = {"names": [self.name(table) for table in tables]}
+        wanted = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables]}
         absent = set(self._connection.execute(_MISSING, wanted).scalars())
-        return [table for table in tables if self.name(table) in absent]
+        return [table for position, table in enumerate(tables, 1) if position in absent]
 
     def look_up(self, tables: Sequence[sa.Table]) -> None:
         """Look tables up together: for each alone it would be several round trips."""

@@ -17,6 +17,7 @@ from cdc.sink.sqlite_catalog import SQLiteCatalog
 from cdc.sink.storage import like
 
 _ANEW: Final = "drop the table: it is made anew, empty."
+_SURELY_KEPT_BYTES: Final = 63  # of a name: Postgres cuts what is longer
 
 
 class Catalog(Protocol):
@@ -209,21 +210,23 @@ class _Types:
         """Give the types of the columns that a definition gives, by name."""
         columns = [like(column, primary_key=False) for column in table.columns]
         scratch = sa.Table("cdc_fit", sa.MetaData(), *columns, prefixes=["temporary"])
-        _making(scratch, self._connection, partial(self._spell, scratch))
-        spelled = self._spell(scratch)
-        if not self._known.keys() >= set(spelled.values()):
-            self._try(scratch, spelled)
-        return {name: self._known[spelling] for name, spelling in spelled.items()}
+        try:
+            spelled = [type_sql(self._connection, column) for column in columns]
+        except sa.exc.CompileError:  # making it tells which column it is
+            return self._tried(scratch)
+        are_names_kept = all(len(column.name.encode()) <= _SURELY_KEPT_BYTES for column in columns)
+        if are_names_kept and self._known.keys() >= set(spelled):
+            return {c.name: self._known[type_] for c, type_ in zip(columns, spelled, strict=True)}
+        tried = self._tried(scratch)
+        self._known |= zip(spelled, tried.values(), strict=True)
+        return tried
 
-    def _spell(self, table: sa.Table) -> dict[str, str]:
-        return {column.name: type_sql(self._connection, column) for column in table.columns}
-
-    def _try(self, scratch: sa.Table, spelled: Mapping[str, str]) -> None:
-        """Create a temporary table with columns of these types."""
+    def _tried(self, scratch: sa.Table) -> dict[str, str]:
+        """Create a temporary table; give its columns' types, in order."""
         create_one(self._connection, scratch)
         described = self._catalog.columns(scratch, scratch=True)
         self._catalog.drop_scratch(scratch)
-        self._known |= {spelled[name]: column.type_sql for name, column in described.items()}
+        return {name: column.type_sql for name, column in described.items()}
 
 
 def _key_differences(catalog: Catalog, table: sa.Table) -> list[Difference]:

@@ -51,6 +51,11 @@ class Stretch:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def size(self) -> int:
+        """How many bytes the frames have."""
+        return int((self.ends - self.starts).sum())
+
     def __iter__(self) -> Iterator[Frame]:
         view = memoryview(self.data)
         bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)

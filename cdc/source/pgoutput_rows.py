@@ -65,10 +65,10 @@ def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], Left]:
     oids = places.uint32[places.starts[rows] + _OID]
     order = np.argsort(oids, kind="stable")
     groups = _groups(places, rows[order], oids[order], describe)
-    for sent in {group.described.sent for group in groups}:
-        alike = [group for group in groups if group.described.sent == sent]
-        for group, found in _found(places, alike, sent):
-            apart.put(found, group.at, in_bulk=group.described.in_bulk)
+    for kind in dict.fromkeys(map(_kind, groups)):
+        alike = [group for group in groups if _kind(group) == kind]
+        for group, found in _found(places, alike, kind):
+            apart.put(found, group.at, in_bulk=kind.in_bulk)
     return apart.rows, apart.left()
 
 
@@ -110,15 +110,30 @@ def _is_usual(places: Places, described: Described, index: Numbers) -> bool:
     return bool(as_usual.all() and (counts == described.sent).all())
 
 
-def _found(places: Places, groups: Sequence[_Group], sent: int) -> Iterator[tuple[_Group, CutRows]]:
-    """Find the columns of rows that have as many, together; pass over groups with an odd row.
+class _Kind(NamedTuple):
+    """What groups that are looked at together have in common: how many columns, what becomes."""
+
+    sent: int
+    in_bulk: bool
+    of_few_rows: bool
+
+
+def _kind(group: _Group) -> _Kind:
+    described, at = group
+    return _Kind(described.sent, described.in_bulk, len(at) < _FEW_ROWS)
+
+
+def _found(
+    places: Places, groups: Sequence[_Group], kind: _Kind
+) -> Iterator[tuple[_Group, CutRows]]:
+    """Find the columns of the rows of one kind, together; pass over groups with an odd row.
 
     For each group alone it would take longer where there are many of few rows.
     """
     index = np.concatenate([group.at for group in groups])
-    columns, sound = _columns(places, index, sent)
+    columns, sound = _columns(places, index, kind.sent)
     together = None
-    if len(index) < _FEW_ROWS * len(groups) and len(groups) > 1 and sound.all():
+    if kind.in_bulk and kind.of_few_rows and len(groups) > 1 and sound.all():
         together = Together(places.picked(index), columns, PlainText())
     end = 0
     for group in groups:

@@ -7,6 +7,7 @@ quote stands there only after a backslash. Tables with lines of another form amo
 be read one by one (`cdc.source.wal2json`).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -29,6 +30,7 @@ _ACTION_AT: Final = HEADER_BYTES + len(_ACTION)
 _VALUE: Final = b'"value":'
 _END: Final = b"}]}"
 _TRUE, _FALSE, _NULL, _QUOTE = b'tfn"'
+_WORDS: Final = {word[0]: int.from_bytes(word, "big") for word in (b"true", b"fals", b"null")}
 _INSERT, _DELETE = "ID"
 _LEAST_ALIKE: Final = 64  # lines a template, on average: with fewer each is sooner read by itself
 _FIRST_TEMPLATES: Final = 12  # that tell
@@ -58,8 +60,8 @@ class Described(NamedTuple):
     in_bulk: bool
 
 
-Describe = Callable[[TableName], Described | None]
-"""Gives what is known of a reported table; None where its rows are to be read one by one."""
+Describe = Callable[[TableName], Described]
+"""Gives what is known of a reported table."""
 
 
 class _Column(msgspec.Struct, gc=False):
@@ -85,19 +87,13 @@ class _Template:
     line: _Line
     before: list[bytes]
     index: Numbers  # which frames follow it
-    described: Described | None
+    described: Described
     value_at: NDArray[np.int64]  # by frame and value: where its mark stands
 
     @property
     def relation(self) -> Relation:
-        """The table's relation; there is one."""
-        assert self.described is not None  # noqa: S101  templates without are left out before
+        """The table's relation."""
         return self.described.relation
-
-    @property
-    def in_bulk(self) -> bool:
-        """Tell whether the rows are to be set apart."""
-        return self.described is not None and self.described.in_bulk
 
     @property
     def columns(self) -> list[_Column]:
@@ -121,8 +117,6 @@ class _Template:
     @property
     def is_usual(self) -> bool:
         """Tell whether the rows have just the relation's columns, in order."""
-        if self.described is None:
-            return False
         relation, generated, _, in_bulk = self.described
         columns = [c for c in self.line.columns if c.name not in generated]
         is_whole = [(c.name, c.typeoid) for c in columns] == [
@@ -152,17 +146,23 @@ def _set_apart(places: Places, describe: Describe) -> tuple[list[Rows], Left]:
         index = np.sort(np.concatenate([template.index for template in alike]))
         rows = _rows(places, alike, index)
         if rows is not None:
-            apart.put(rows, index, in_bulk=alike[0].in_bulk)
+            apart.put(rows, index, in_bulk=alike[0].described.in_bulk)
     return apart.rows, apart.left()
 
 
 def _by_relation(templates: list[_Template]) -> list[list[_Template]]:
-    """Group the templates by relation; leave out relations with an unusual one."""
-    groups: dict[TableName, list[_Template]] = {}
+    """Group the templates by table; leave out those with an unusual one, or of two descriptions.
+
+    A table that was renamed is reported under either name, and may have been changed between.
+    """
+    groups: defaultdict[TableName, list[_Template]] = defaultdict(list)
     for template in templates:
-        if template.described is not None:
-            groups.setdefault(template.described.relation.name, []).append(template)
-    return [group for group in groups.values() if all(one.is_usual for one in group)]
+        groups[template.relation.name].append(template)
+    return [
+        group
+        for group in groups.values()
+        if all(one.is_usual and one.relation == group[0].relation for one in group)
+    ]
 
 
 def _templates(places: Places, is_row: Flags, describe: Describe) -> list[_Template]:
@@ -246,6 +246,8 @@ def _rows(places: Places, templates: Sequence[_Template], index: Numbers) -> Cut
     """Give the rows of a relation's templates, the frames at `index`; None: one is unusual."""
     relation = templates[0].relation
     own = places.picked(index)
+    if not _is_at(own, own.ends - len(_END), _END).all():
+        return None
     filled = {name: _Filled(len(index)) for name in relation.names}
     for template in templates:
         at = np.searchsorted(index, template.index)
@@ -275,13 +277,12 @@ def _keys_are_usual(places: Places, template: _Template, columns: Sequence[Colum
 
 
 def _has_doubtful_null(template: _Template, columns: Sequence[Column]) -> bool:
-    is_doubtful = template.described is not None and template.described.doubtful
     numbers = [
         at
         for column, at in zip(template.columns, columns, strict=True)
         if column.typeoid in NUMBERS
     ]
-    return is_doubtful and any(at.is_null is not None for at in numbers)
+    return template.described.doubtful and any(at.is_null is not None for at in numbers)
 
 
 def _column(places: Places, template: _Template, number: int, frame_ends: Numbers) -> Column:
@@ -300,11 +301,19 @@ def _column(places: Places, template: _Template, number: int, frame_ends: Number
     usual = np.where(
         is_text, places.bytes[ends - 1] == _QUOTE, _FITS[first, np.minimum(lengths, 6)]
     )
-    if not usual.all():
+    if not (usual.all() and _are_whole(places, starts[is_bool | is_null])):
         raise IndexError
     ends = np.where(is_bool, starts + 1, np.where(is_null, starts, ends - is_text))
     starts = starts + is_text
     return Column(starts, ends, is_null if is_null.any() else None, is_bytea)
+
+
+def _are_whole(places: Places, literals: Numbers) -> bool:
+    """Tell whether true, false and null stand there, by their first letters and lengths."""
+    words = places.uint32[literals]
+    is_false = words == _WORDS[_FALSE]
+    is_whole = is_false | (words == _WORDS[_TRUE]) | (words == _WORDS[_NULL])
+    return bool(is_whole.all() and (places.bytes[literals[is_false] + 4] == ord("e")).all())
 
 
 class _Filled:

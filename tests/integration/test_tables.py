@@ -70,6 +70,35 @@ def test_every_kind_of_column_fits_once_it_is_made(connection: sa.Connection) ->
     assert misfit(connection, table()) is None
 
 
+def test_a_column_whose_name_is_cut_fits(connection: sa.Connection) -> None:
+    """Postgres keeps 63 bytes of a name."""
+    columns = [sa.Column(name, sa.Integer) for name in ("x" * 70, "é" * 40)]
+    wanted = table("t", sa.Column("id", sa.Integer, primary_key=True), *columns)
+    make(connection, wanted)
+    assert misfit(connection, wanted) is None
+    again = table("t", sa.Column("id", sa.Integer, primary_key=True), *columns_like(columns))
+    assert tables.misfits(connection, [again, again]) == []
+
+
+def columns_like(columns: "list[sa.Column[int]]") -> "list[sa.Column[int]]":
+    return [sa.Column(column.name, column.type) for column in columns]
+
+
+def test_tables_are_found_as_far_as_the_role_sees(
+    read: Database, connection: sa.Connection
+) -> None:
+    """A schema that it may not use hides no other table, nor its own; the system's are no tables."""
+    read.run(
+        "create schema hidden",
+        "create table hidden.t (id int)",
+        "revoke all on schema hidden from public",
+    )
+    make(connection, table("seen"))
+    wanted = [table("seen"), table(schema="hidden"), table(schema="none"), table("pg_class")]
+    found = tables.missing(connection, wanted)
+    assert found == wanted[2:]
+
+
 def test_a_table_in_a_schema_of_its_own(read: Database, connection: sa.Connection) -> None:
     read.run('create schema "My Schema"')
     connection.exec_driver_sql("create table t (id text)")

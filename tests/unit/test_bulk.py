@@ -701,3 +701,80 @@ def test_a_name_that_is_no_text_is_a_protocol_error() -> None:
     )
     with pytest.raises(ProtocolError, match="not JSON"):
         list(read.read(Stretch([memoryview(HEADER + frame) for frame in frames])))
+
+
+@pytest.mark.parametrize("catalog_has_it", [True, False])
+@pytest.mark.parametrize("bulk", [frozenset[TableName](), frozenset([NAMES["one"]])])
+def test_a_table_renamed_and_changed_is_read_as_it_was_under_either_name(
+    catalog_has_it: bool, bulk: Tables
+) -> None:
+    """wal2json reports rows of before by the old name, without the column of now, or with one."""
+    plugin, root, old = Wal2json(), SCHEMA[NAMES["one"]], TableName("b", "old")
+    catalog = root if catalog_has_it else replace(root, columns=root.columns[:-1])
+    full = {"id": "1", "k": "a", "v": "b", "flag": "t", "data": "\\x01", "n": "1"}
+    short = {c: v for c, v in full.items() if c != "n"}
+    before, after = (short, full) if catalog_has_it else (full, short)
+
+    def rows(table: str, row: Row, first: int) -> list[bytes]:
+        return [
+            plugin.change("I", table, row | {"id": str(i)}, {}) for i in range(first, first + 70)
+        ]
+
+    frames = [plugin.begin(10), *rows("old", before, 0)[:1], plugin.commit(10)]
+    later = [plugin.begin(20), *rows("old", before, 100), plugin.commit(20)]
+    later += [plugin.begin(40), *rows("one", after, 200), plugin.commit(40)]
+    found = []
+    for bulk_frames in (5, 10**9):
+        relations = Relations({root.name: catalog}, Snapshot(1000), former_tables={old: root.name})
+        decoder = Wal2Json(relations, bulk=bulk)
+        assembler = Assembler(Lsn(0), piece_bytes=2**20)
+        read = Reader(decoder, assembler, piece_bytes=2**20, bulk_frames=bulk_frames)
+        items = [
+            item
+            for part in (frames, later)
+            for item in read.read(Stretch([memoryview(HEADER + frame) for frame in part]))
+        ]
+        found.append(in_order(items))
+    assert found[0] == found[1]
+    assert len({change.relation.names for change in found[0] if not isinstance(change, int)}) == 2
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_what_follows_a_transaction_does_not_count_as_its_size(plugin: str) -> None:
+    frames, row = PLUGINS[plugin], dict.fromkeys(COLUMNS, "1") | {"flag": "t", "data": "\\x"}
+    read = reader(frames, bulk_frames=5, piece_bytes=60_000, seen=Snapshot(0), bulk=frozenset())
+    first = [frames.begin(10), *frames.describes("one"), frames.commit(10)]
+    read_all(first, read, chance=random.Random(1), longest=1)
+    large = row | {"v": "x" * 55_000}
+    parts = [frames.begin(20), *[frames.change("I", "one", row, {})] * 50, frames.commit(20)]
+    parts += [frames.begin(30), frames.change("I", "one", large, {})]
+    items = list(read.read(Stretch([memoryview(HEADER + frame) for frame in parts])))
+    assert [len(one.changes) for one in items if isinstance(one, Transaction)] == [50]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b'"value":true', b'"value":trux'),
+        (b'"value":false', b'"value":falsy'),
+        (b'"value":null', b'"value":nuly'),
+        (b"}]}", b"}]]"),
+        (b"}]}", b"}}}"),
+    ],
+)
+@pytest.mark.parametrize("bulk", [frozenset[TableName](), frozenset(SCHEMA)])
+def test_a_line_with_a_damaged_end_or_literal_is_a_protocol_error(
+    right: bytes, wrong: bytes, bulk: Tables
+) -> None:
+    plugin = Wal2json()
+    rows: list[Row] = [
+        {"id": "1", "k": "a", "v": None, "flag": flag, "data": "\\x", "n": "1"} for flag in "tf"
+    ]
+    lines = [plugin.change("I", "one", row, {}) for row in rows * 40]
+    at = next(i for i, line in enumerate(lines) if right in line)
+    lines[at] = wrong.join(lines[at].rsplit(right, 1))
+    read = reader(plugin, bulk_frames=5, piece_bytes=2**20, seen=Snapshot(0), bulk=bulk)
+    read_all([plugin.begin(10), plugin.commit(10)], read, chance=random.Random(1), longest=1)
+    frames = [plugin.begin(20), *lines, plugin.commit(20)]
+    with pytest.raises(ProtocolError):
+        list(read.read(Stretch([memoryview(HEADER + frame) for frame in frames])))
