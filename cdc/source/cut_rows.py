@@ -1,4 +1,4 @@
-"""Rows that are still where they came in, in the frames, and are cut out as lines."""
+"""Rows that are still where they came in, in the frames: cut out as lines, or as changes."""
 
 from collections import Counter
 from collections.abc import Sequence

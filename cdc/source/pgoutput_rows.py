@@ -1,4 +1,6 @@
-"""Set rows apart from many of pgoutput's frames at once: columns found for all rows in a few steps.
+"""Tell the rows in many of pgoutput's frames: columns found for all rows in a few steps.
+
+They are set apart, or become changes in their places (`cdc.source.apart`).
 
 The usual row has every value, as text or NULL. A table that has anything else among these frames
 is left to be read change by change (`cdc.source.pgoutput`), which also tells what is wrong with a

@@ -1,4 +1,4 @@
-"""Set rows apart from many of wal2json's lines at once.
+"""Tell the rows in many of wal2json's lines at once: set apart, or as changes in their places.
 
 Lines of one table and action differ only in their values and in what comes before the schema's
 name. So a template is made from the first such line; where another has the same text between its
