@@ -34,7 +34,7 @@ from cdc.source.stream import Stream
 
 _IDLE_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 256 * 1024
-_GROUPS_QUEUED: Final = 8  # of small queues: what is offered at once is refused at once
+_GROUPS_QUEUED: Final = 8  # at least: what is offered together waits until there is room for all
 _OFFER_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0

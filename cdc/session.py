@@ -42,7 +42,9 @@ from cdc.source.wal2json import Wal2Json
 from cdc.standby import Standby
 from cdc.verify_state import Ledger
 
-_PARTS_QUEUED: Final = 32  # what was read takes up to seven times as much once it is decoded
+# At least, of what is read at once or a large transaction's pieces: once it is decoded it takes up
+# to seven times as much.
+_PARTS_QUEUED: Final = 32
 
 
 class Interrupted(Exception):

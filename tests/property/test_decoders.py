@@ -14,11 +14,13 @@ from cdc.change import Inserted, Updated
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.names import TableName
+from cdc.reader import Reader
 from cdc.schema import Schema
 from cdc.snapshot import Snapshot
 from cdc.source import pgoutput, wal2json
 from cdc.source.catalog import describe
 from cdc.source.connection import connect
+from cdc.source.frame import HEADER_BYTES, Stretch
 from cdc.source.relations import Relations
 from cdc.values import UNCHANGED
 from tests.conftest import Database, require
@@ -168,6 +170,41 @@ def read(decoder: Decoder, frames: Sequence[bytes]) -> None:
                 assert all(v is None or v is UNCHANGED or type(v) is str for v in message.values)
                 assert len(message.key) == len(message.relation.key)
             assembler.feed(message, len(frame))
+
+
+@pytest.mark.parametrize("plugin", DECODERS)
+@pytest.mark.parametrize("seen", [0, 2**31 - 1])
+@pytest.mark.parametrize("at_once", [2, 3, 4, 5])
+def test_many_frames_are_read_as_each_by_itself(
+    corpus: Corpus, plugin: str, seen: int, at_once: int
+) -> None:
+    """Real values, NaN and -0 among them, of a table with a generated column, and of odd names."""
+    frames = [memoryview(b"w" + bytes(HEADER_BYTES - 1) + frame) for frame in corpus.frames[plugin]]
+    parts = [frames[i : i + at_once] for i in range(0, len(frames), at_once)]
+    decoder = corpus.decoder(plugin, seen)
+    in_place, left = [], decoder.set_apart
+
+    def noted(stretch: Stretch) -> Any:
+        rows, rest = left(stretch)
+        in_place.extend(one for one in rest if not isinstance(one, memoryview))
+        return rows, rest
+
+    decoder.set_apart = noted  # type: ignore[method-assign]
+    found = [
+        [
+            (transaction.xid, transaction.end_lsn, transaction.changes)
+            for part in parts
+            for transaction in reader.read(Stretch(part))
+        ]
+        for reader in (reading(decoder, 2), reading(corpus.decoder(plugin, seen), 10**9))
+    ]
+    assert found[0] == found[1]
+    assert in_place
+
+
+def reading(decoder: Decoder, bulk_frames: int) -> Reader:
+    assembler = Assembler(Lsn(0), piece_bytes=2**20)
+    return Reader(decoder, assembler, piece_bytes=2**20, bulk_frames=bulk_frames)
 
 
 @pytest.mark.parametrize("plugin", DECODERS)
