@@ -107,7 +107,7 @@ def cut_texts(places: Places, column: Column) -> list[str]:
     """Cut a column's values out, each byte as the character of the same number."""
     begins = column.starts - _SEPARATOR_BYTES
     lengths = column.ends - begins
-    cut = places.bytes[_joined(begins, lengths)]
+    cut = places.bytes[joined(begins, lengths)]
     cut[np.cumsum(lengths) - lengths] = _NEWLINE
     texts = cut.tobytes().decode("latin-1").split("\n")
     if len(texts) == len(begins) + 1:
@@ -122,7 +122,7 @@ def are_equal(places: Places, one: Column, other: Column) -> bool:
     if (lengths != other.ends - other.starts).any():
         return False
     some = lengths > 0
-    at, and_at = (_joined(column.starts[some], lengths[some]) for column in (one, other))
+    at, and_at = (joined(column.starts[some], lengths[some]) for column in (one, other))
     return bool((places.bytes[at] == places.bytes[and_at]).all())
 
 
@@ -302,7 +302,7 @@ class _Cut:
             lengths[:, number] = column.ends - begins[:, number]
         self._ends = np.cumsum(lengths).reshape(shape)
         self._begins = self._ends - lengths
-        self._bytes = places.bytes[_joined(begins.ravel(), lengths.ravel())]
+        self._bytes = places.bytes[joined(begins.ravel(), lengths.ravel())]
         self._written: Counter[int] = Counter()
         self._separate()
         for number, prefixed in enumerate(prefixes):
@@ -367,7 +367,7 @@ class _Cut:
         return f"\\x{text}" if column.is_bytea else text
 
 
-def _joined(begins: Numbers, lengths: Numbers) -> Numbers:
+def joined(begins: Numbers, lengths: Numbers) -> Numbers:
     """Give the positions of all bytes of ranges, one range after the other; none is empty."""
     steps = np.ones(int(lengths.sum()), np.int64)
     steps[:1] = begins[:1]

@@ -21,7 +21,8 @@ from cdc.source.apart import Left
 from cdc.source.frame import HEADER_BYTES, Frame, Stretch
 from cdc.source.nulls import NUMBERS, Nulls, not_sent
 from cdc.source.relations import Relations
-from cdc.source.wal2json_rows import Described, set_apart
+from cdc.source.wal2json_lines import Described
+from cdc.source.wal2json_rows import set_apart
 from cdc.values import BYTEA, UNCHANGED, Text
 
 MESSAGE_PREFIX: Final = "cdc"

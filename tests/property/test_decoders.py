@@ -17,7 +17,7 @@ from cdc.names import TableName
 from cdc.reader import Reader
 from cdc.schema import Schema
 from cdc.snapshot import Snapshot
-from cdc.source import pgoutput, wal2json
+from cdc.source import pgoutput, wal2json, wal2json_rows
 from cdc.source.catalog import describe
 from cdc.source.connection import connect
 from cdc.source.frame import HEADER_BYTES, Stretch
@@ -175,10 +175,18 @@ def read(decoder: Decoder, frames: Sequence[bytes]) -> None:
 @pytest.mark.parametrize("plugin", DECODERS)
 @pytest.mark.parametrize("seen", [0, 2**31 - 1])
 @pytest.mark.parametrize("at_once", [2, 3, 4, 5])
+@pytest.mark.parametrize("together", [False, True])
 def test_many_frames_are_read_as_each_by_itself(
-    corpus: Corpus, plugin: str, seen: int, at_once: int
+    corpus: Corpus,
+    plugin: str,
+    seen: int,
+    at_once: int,
+    together: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Real values, NaN and -0 among them, of a table with a generated column, and of odd names."""
+    if together:
+        monkeypatch.setattr(wal2json_rows, "_FIRST_TEMPLATES", 0)
     frames = [memoryview(b"w" + bytes(HEADER_BYTES - 1) + frame) for frame in corpus.frames[plugin]]
     parts = [frames[i : i + at_once] for i in range(0, len(frames), at_once)]
     decoder = corpus.decoder(plugin, seen)

@@ -30,6 +30,7 @@ from cdc.rows import Bulk
 from cdc.schema import SourceColumn, SourceTable
 from cdc.settings import MirrorSettings
 from cdc.snapshot import Snapshot
+from cdc.source import wal2json_rows
 from cdc.source.cut_rows import Encoding, JsonText, PlainText
 from cdc.source.frame import Stretch
 from cdc.source.pgoutput import PgOutput
@@ -54,6 +55,15 @@ def source_table(name: str) -> SourceTable:
 
 
 SCHEMA = {NAMES[name]: source_table(name) for name in KEYS}
+
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["alone", "together"])
+def forms(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Read wal2json's lines of each form by themselves, and those of all forms together."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setattr(wal2json_rows, "_FIRST_TEMPLATES", 0)
+        yield
 
 
 def key_of(table: str) -> tuple[str, ...]:
