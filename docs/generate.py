@@ -229,6 +229,7 @@ def checks() -> str:
 _COMMANDS = """\
 What `cdc --help` says, in one place. Answers go to stdout, messages and questions to stderr; exit
 codes are in [errors](errors.md). What each command is for is told in [operations](operations.md).
+`cdc --version` prints the version.
 
 ## Shell completion
 

@@ -2,7 +2,8 @@
 
 import errno
 import sys
-from typing import Final
+from importlib import metadata
+from typing import Annotated, Final
 
 import typer
 
@@ -20,6 +21,13 @@ _UNWRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 __all__ = ["app", "main", "report"]
 
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  the interface's
+    if wanted:
+        typer.echo(f"cdc {metadata.version('cdc-daemon')}")
+        raise typer.Exit
+
+
 app: Final = typer.Typer(
     name="cdc",
     help="Stream committed changes of a Postgres write database through projectors into a read "
@@ -27,6 +35,20 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 for _command in (run, setup, check, status, copy, verify, resync, drop, demo):
     app.command()(_command)
 app.add_typer(quarantine.app, name="quarantine")

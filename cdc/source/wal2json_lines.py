@@ -7,7 +7,7 @@ after a backslash.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -170,6 +170,7 @@ def _texts_before(line: Line) -> list[bytes]:
     return [text.encode() for text in texts]
 
 
+@lru_cache(4096)
 def _json(text: str) -> str:
     return msgspec.json.encode(text).decode()
 

@@ -76,6 +76,12 @@ class _Few(Form):
         """The numbers of the values that a row's columns come from, by name."""
         return self.sources(range(len(self.before)))
 
+    @cached_property
+    def keys(self) -> list[tuple[int, int]]:
+        """The numbers of each key column's value and of the one before, which may be the same."""
+        new, old = self.numbers, self.identity(range(len(self.before)))
+        return [(new[name], old.get(name, new[name])) for name in self.relation.key]
+
     def column(self, number: int) -> Column:
         """Give a value of all lines."""
         is_null = self.is_null[:, number]
@@ -91,10 +97,12 @@ def found_together(
 
     Raise IndexError where a line is not as wal2json writes them.
     """
+    groups = by_relation(_forms(places, marks, describe))
+    keys_stay = _keys_stay(places, [form for group in groups for form in group])
     groups = [
         group
-        for group in by_relation(_forms(places, marks, describe))
-        if all(_is_sound(places, form) for form in group)
+        for group in groups
+        if all(_is_sound(places, form, keys_stay=keys_stay) for form in group)
     ]
     for _, alike in groupby(sorted(groups, key=_kind), _kind):
         yield from _rows(places, list(alike))
@@ -152,8 +160,9 @@ def _between(
     `at` are the marks of the rows' values, `lines` tells how many of the rows have each form.
     """
     alike = list(zip(forms, lines, strict=True))
-    lengths = np.concatenate(
-        [np.tile(np.array([len(text) for text in form.before]), count) for form, count in alike]
+    lengths = np.array(
+        [size for form, count in alike for size in [len(text) for text in form.before] * count],
+        np.int64,
     )
     if len(lengths) != len(at):
         raise IndexError
@@ -171,15 +180,30 @@ def _between(
     return at + len(VALUE), ends
 
 
-def _is_sound(places: Places, form: _Few) -> bool:
+def _is_sound(places: Places, form: _Few, *, keys_stay: bool) -> bool:
     """Tell whether no key has a NULL or has changed, and no null may be none."""
     has_null: list[bool] = np.any(form.is_null, axis=0).tolist()
-    new, old = form.numbers, form.identity(range(len(form.before)))
-    keys = [(new[name], old.get(name, new[name])) for name in form.relation.key]
-    return not any(has_null[number] for number in (*form.doubtful, *(n for n, _ in keys))) and all(
-        number == before or are_equal(places, form.column(number), form.column(before))
-        for number, before in keys
+    if any(has_null[number] for number in (*form.doubtful, *(new for new, _ in form.keys))):
+        return False
+    return keys_stay or all(
+        new == old or are_equal(places, form.column(new), form.column(old))
+        for new, old in form.keys
     )
+
+
+def _keys_stay(places: Places, forms: Sequence[_Few]) -> bool:
+    """Tell whether all keys are as they were before."""
+    both = [
+        (form.starts[:, pair], form.ends[:, pair])
+        for form in forms
+        for pair in form.keys
+        if pair[0] != pair[1]
+    ]
+    if not both:
+        return True
+    starts, ends = (np.concatenate(parts) for parts in zip(*both, strict=True))
+    new, old = (Column(starts[:, side], ends[:, side], None) for side in (0, 1))
+    return are_equal(places, new, old)
 
 
 _Kind = tuple[int, bool, tuple[int, ...]]

@@ -2,8 +2,11 @@
 
 import json
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,13 @@ def test_setup_then_check_then_status_then_run_then_drop(ready):
     assert ready.target("select count(*) from cdc_checkpoint") == [(0,)]
     assert ready.target("select count(*) from t") == [(1,)]
     assert "nothing" in ready.cdc("drop", "--yes").stdout
+
+
+def test_the_version_is_the_installed_package_s() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "cdc", "--version"], capture_output=True, check=True
+    )
+    assert told.stdout.decode() == f"cdc {metadata.version('cdc-daemon')}\n"
 
 
 def test_check_leaves_nothing_behind_and_changes_nothing(ready):
