@@ -34,6 +34,9 @@ _FITS: Final = np.zeros((256, 7), np.bool_)
 _FITS[list(b"-0123456789"), 1:] = True
 _FITS[[_NULL, _TRUE], 4] = _FITS[_FALSE, 5] = True
 
+UNREADABLE: Final = (IndexError, UnicodeDecodeError, RecursionError, msgspec.MsgspecError)
+"""What is raised where something is no line."""
+
 T = TypeVar("T")
 
 
@@ -84,9 +87,11 @@ class Form:
 
     @classmethod
     def of(cls, places: Places, frame: int, describe: Describe) -> "Form":
-        """Give the form of a frame's line; raise a MsgspecError where it is none."""
+        """Give the form of a frame's line; raise an error of UNREADABLE where it is none."""
         start, end = int(places.starts[frame]), int(places.ends[frame])
         line = _decode(places.data[start + HEADER_BYTES : end])
+        if len(line.action) != 1:
+            raise IndexError
         return cls(line, _texts_before(line), describe(TableName(line.schema, line.table)))
 
     @property
@@ -132,9 +137,12 @@ class Form:
         is_whole = [(c.name, c.typeoid) for c in columns] == [
             (c.name, c.type_oid) for c in relation.columns
         ]
-        identity = {c.name for c in self.line.identity}
+        identity = {(c.name, c.typeoid) for c in self.line.identity}
+        key = {
+            (c.name, c.type_oid) for c in map(relation.columns.__getitem__, relation.key_positions)
+        }
         # A whole old row has no place among those set apart, and is part of a change.
-        has_key = identity >= set(relation.key) if in_bulk else identity == set(relation.key)
+        has_key = identity >= key if in_bulk else identity == key
         if self.line.action == DELETE:
             return has_key
         return is_whole and (has_key or self.line.action == INSERT)

@@ -1,13 +1,13 @@
 """Tell the rows of many tables in wal2json's lines, where each has too few to be looked at alone.
 
-Which form a line has is told by its head: the text from the schema's name to the first value. Then
-the text between all values of all lines is compared at once.
+Lines are grouped by their heads, the text from the schema's name to the first value, and by how
+many values follow. Then the text between all values of all lines is compared at once.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -95,9 +95,12 @@ def found_together(
 ) -> Iterator[tuple[CutRows, Numbers, bool]]:
     """Give the rows of each table, which frames they are, and whether they are to be set apart.
 
-    Raise IndexError where a line is not as wal2json writes them.
+    Tables with an unusual line are left out. Raise IndexError where one is not as wal2json writes
+    them.
     """
-    groups = by_relation(_forms(places, marks, describe))
+    forms, odd = _forms(places, marks, describe)
+    left_out = {form.relation.name for form in odd}
+    groups = [group for group in by_relation(forms) if group[0].relation.name not in left_out]
     keys_stay = _keys_stay(places, [form for group in groups for form in group])
     groups = [
         group
@@ -108,82 +111,119 @@ def found_together(
         yield from _rows(places, list(alike))
 
 
-def _forms(places: Places, marks: Marks, describe: Describe) -> list[_Few]:
-    """Find the forms of all rows, and where their values are; none where one has no value."""
-    rows = marks.rows
-    if not len(rows) or not marks.counts[rows].all():
-        return []
-    number_of = _numbers(places, marks)
-    order = np.argsort(number_of, kind="stable")
-    rows = rows[order]
-    begins = np.flatnonzero(np.diff(number_of[order], prepend=-1))
-    forms = [Form.of(places, frame, describe) for frame in rows[begins].tolist()]
-    counts = marks.counts[rows]
-    at = marks.at[joined(marks.first[rows], counts)]
-    lines = np.diff(begins, append=len(rows)).tolist()
-    starts, ends = _between(places, rows, at, forms, lines)
-    found = values(places, starts, ends)
-    is_null = np.zeros(len(at), np.bool_) if found.is_null is None else found.is_null
-    few, row, value = [], 0, 0
-    for form, count in zip(forms, lines, strict=True):
-        shape = (count, len(form.before))
-        own, index = slice(value, value + count * shape[1]), rows[row : row + count]
-        cut = (part[own].reshape(shape) for part in (found.starts, found.ends, is_null))
-        few.append(_Few(form.line, form.before, form.described, index, *cut))
-        row, value = row + count, own.stop
-    return few
+def _forms(places: Places, marks: Marks, describe: Describe) -> tuple[list[_Few], list[Form]]:
+    """Find the forms of all rows and where their values are; and forms that not all lines have."""
+    has_values = marks.counts[marks.rows] > 0
+    odd = [Form.of(places, frame, describe) for frame in marks.rows[~has_values].tolist()]
+    alike = _alike(places, marks, marks.rows[has_values], describe)
+    differing = _differing(places, marks, alike)
+    if differing:
+        odd += [alike[number].form for number in differing]
+        alike = [one for number, one in enumerate(alike) if number not in differing]
+    return _few(places, marks, alike), odd
 
 
-def _numbers(places: Places, marks: Marks) -> Numbers:
-    """Give a number to the form of each row, by its head."""
+class _Alike(NamedTuple):
+    """Lines with one head; the form of the first."""
+
+    form: Form
+    frames: Numbers
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the texts before all values of all lines."""
+        return [len(text) for text in self.form.before] * len(self.frames)
+
+
+def _alike(places: Places, marks: Marks, rows: Numbers, describe: Describe) -> list[_Alike]:
+    """Group rows, which have values, by their heads, actions and how many values they have."""
     schemas = places_of(places, _SCHEMA)
-    starts = places.starts[marks.rows]
+    starts = places.starts[rows]
     heads = schemas[np.searchsorted(schemas, starts)].tolist()
-    values_at = marks.at[marks.first[marks.rows]].tolist()
+    values_at = marks.at[marks.first[rows]].tolist()
     actions = places.bytes[starts + ACTION_AT].tolist()
-    counts = marks.counts[marks.rows].tolist()
+    counts = marks.counts[rows].tolist()
     data, known = places.data, dict[tuple[bytes, int, int], int]()
-    return np.array(
+    numbers = np.array(
         [
             known.setdefault((data[begin:end], action, count), len(known))
             for begin, end, action, count in zip(heads, values_at, actions, counts, strict=True)
         ],
         np.int64,
     )
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=len(known)))
+    return [
+        _Alike(Form.of(places, int(own[0]), describe), own)
+        for own in np.split(rows[order], bounds[1:-1])
+        if len(own)
+    ]
 
 
-def _between(
-    places: Places, rows: Numbers, at: Numbers, forms: Sequence[Form], lines: Sequence[int]
-) -> tuple[Numbers, Numbers]:
-    """Find where values stand between what is the same in all lines of a form.
+def _marks_of(marks: Marks, alike: Sequence[_Alike]) -> Numbers:
+    """Give the marks of all values, line by line."""
+    index = np.concatenate([one.frames for one in alike])
+    return marks.at[joined(marks.first[index], marks.counts[index])]
 
-    `at` are the marks of the rows' values, `lines` tells how many of the rows have each form.
-    """
-    alike = list(zip(forms, lines, strict=True))
-    lengths = np.array(
-        [size for form, count in alike for size in [len(text) for text in form.before] * count],
-        np.int64,
+
+def _differing(places: Places, marks: Marks, alike: Sequence[_Alike]) -> set[int]:
+    """Tell of which groups a line has another form than the first."""
+    number_of_values = [int(marks.counts[one.frames[0]]) for one in alike]
+    odd = {n for n, one in enumerate(alike) if len(one.form.before) != number_of_values[n]}
+    if odd or not alike:  # not even the line it was made from: wal2json writes it in another way
+        return set(range(len(alike)))
+    lengths = np.array([size for one in alike for size in one.lengths], np.int64)
+    found = places.bytes[joined(_marks_of(marks, alike) - lengths, lengths)].tobytes()
+    expected = [b"".join(one.form.before) * len(one.frames) for one in alike]
+    if found != b"".join(expected):
+        ends = np.cumsum([len(text) for text in expected]).tolist()
+        odd |= {
+            number
+            for number, (text, end) in enumerate(zip(expected, ends, strict=True))
+            if found[end - len(text) : end] != text
+        }
+    for number, one in enumerate(alike):
+        tails = [places.data[end - len(END) : end] for end in places.ends[one.frames].tolist()]
+        if tails != [END] * len(tails):
+            odd.add(number)
+    return odd
+
+
+def _few(places: Places, marks: Marks, alike: Sequence[_Alike]) -> list[_Few]:
+    """Find where the values are; they stand between what is the same in all lines of a form."""
+    if not alike:
+        return []
+    at = _marks_of(marks, alike)
+    lengths = np.array([size for one in alike for size in one.lengths], np.int64)
+    ends = np.append((at - lengths)[1:], 0)
+    counts = [len(one.form.before) for one in alike for _ in range(len(one.frames))]
+    ends[np.cumsum(counts) - 1] = np.concatenate([places.ends[one.frames] for one in alike]) - len(
+        END
     )
-    if len(lengths) != len(at):
-        raise IndexError
-    before = at - lengths
-    is_there = places.bytes[joined(before, lengths)].tobytes()
-    last = np.cumsum([len(form.before) for form, count in alike for _ in range(count)]) - 1
-    frame_ends = places.ends[rows] - len(END)
-    tails = places.bytes[joined(frame_ends, np.full(len(rows), len(END)))].tobytes()
-    if is_there != b"".join(
-        b"".join(form.before) * count for form, count in alike
-    ) or tails != END * len(rows):
-        raise IndexError
-    ends = np.append(before[1:], 0)
-    ends[last] = frame_ends
-    return at + len(VALUE), ends
+    found = values(places, at + len(VALUE), ends)
+    is_null = np.zeros(len(at), np.bool_) if found.is_null is None else found.is_null
+    few, begin = [], 0
+    for form, frames in alike:
+        shape = (len(frames), len(form.before))
+        own = slice(begin, begin := begin + shape[0] * shape[1])
+        few.append(
+            _Few(
+                form.line,
+                form.before,
+                form.described,
+                frames,
+                found.starts[own].reshape(shape),
+                found.ends[own].reshape(shape),
+                is_null[own].reshape(shape),
+            )
+        )
+    return few
 
 
 def _is_sound(places: Places, form: _Few, *, keys_stay: bool) -> bool:
     """Tell whether no key has a NULL or has changed, and no null may be none."""
     has_null: list[bool] = np.any(form.is_null, axis=0).tolist()
-    if any(has_null[number] for number in (*form.doubtful, *(new for new, _ in form.keys))):
+    if any(has_null[number] for number in (*form.doubtful, *chain(*form.keys))):
         return False
     return keys_stay or all(
         new == old or are_equal(places, form.column(new), form.column(old))
@@ -230,7 +270,7 @@ def _rows(
     for group, index in zip(groups, indexes, strict=True):
         for form in group:
             at = first + np.searchsorted(index, form.index)
-            to = np.array([form.relation.positions[name] for name in form.numbers])[:, None]
+            to = np.array([form.relation.positions[n] for n in form.numbers], np.int64)[:, None]
             which = list(form.numbers.values())
             starts[to, at] = form.starts[:, which].T
             ends[to, at] = form.ends[:, which].T

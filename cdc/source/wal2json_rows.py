@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from cdc.source.wal2json_lines import (
     DELETE,
     END,
     INSERT,
+    UNREADABLE,
     VALUE,
     Describe,
     Form,
@@ -52,7 +52,7 @@ def set_apart(stretch: Stretch, describe: Describe) -> tuple[list[Rows], Left]:
     """Give rows of the tables for bulk, and what is left, in order."""
     try:
         return _set_apart(Places.of(stretch), describe)
-    except (IndexError, UnicodeDecodeError, msgspec.MsgspecError):  # reading it alone tells which
+    except UNREADABLE:  # reading it alone tells which
         return [], list(stretch)
 
 
@@ -148,7 +148,10 @@ def _keys_are_usual(places: Places, template: _Template, columns: Sequence[Colum
         key = new[name]
         if key.is_null is not None:
             return False
-        if name in old and not are_equal(places, key, old[name]):
+        before = old.get(name)
+        if before is not None and (
+            before.is_null is not None or not are_equal(places, key, before)
+        ):
             return False
     return True
 

@@ -63,6 +63,7 @@ def forms(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param:
             patch.setattr(wal2json_rows, "_FIRST_TEMPLATES", 0)
+            patch.setattr(wal2json_rows, "_LEAST_ALIKE", 10**9)
         yield
 
 
