@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,6 +38,7 @@ UNREADABLE: Final = (IndexError, UnicodeDecodeError, RecursionError, msgspec.Msg
 """What is raised where something is no line."""
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Form")
 
 
 class Described(NamedTuple):
@@ -138,17 +139,12 @@ class Form:
             (c.name, c.type_oid) for c in relation.columns
         ]
         identity = {(c.name, c.typeoid) for c in self.line.identity}
-        key = {
-            (c.name, c.type_oid) for c in map(relation.columns.__getitem__, relation.key_positions)
-        }
+        key = {(c.name, c.type_oid) for c in relation.columns if c.name in relation.key}
         # A whole old row has no place among those set apart, and is part of a change.
         has_key = identity >= key if in_bulk else identity == key
         if self.line.action == DELETE:
             return has_key
         return is_whole and (has_key or self.line.action == INSERT)
-
-
-F = TypeVar("F", bound=Form)
 
 
 def by_relation(forms: Iterable[F]) -> list[list[F]]:
@@ -189,6 +185,26 @@ def places_of(places: Places, word: bytes) -> Numbers:
         (max(0, len(places.data) - 7),), dtype="<u8", buffer=places.data, strides=(1,)
     )
     return np.flatnonzero(words == int.from_bytes(word, "little"))
+
+
+class Marks(NamedTuple):
+    """Where values are announced in the frames, of which some are rows.
+
+    By frame, how many there are, and the number of the first; by number, where it is.
+    """
+
+    rows: Numbers
+    counts: Numbers
+    first: Numbers
+    at: Numbers
+
+    @classmethod
+    def of(cls, places: Places, rows: Numbers) -> Self:
+        """Find them."""
+        at = places_of(places, VALUE)
+        of_frame = np.searchsorted(places.starts, at, side="right") - 1
+        counts = np.bincount(of_frame, minlength=len(places.starts))
+        return cls(rows, counts, np.cumsum(counts) - counts, at)
 
 
 def values(places: Places, starts: Numbers, ends: Numbers, *, is_bytea: bool = False) -> Column:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from cdc.source.wal2json_lines import (
     VALUE,
     Describe,
     Form,
+    Marks,
     by_relation,
     places_of,
     values,
@@ -40,26 +41,6 @@ from cdc.source.wal2json_lines import (
 from cdc.values import BYTEA
 
 _SCHEMA: Final = b'"schema"'
-
-
-class Marks(NamedTuple):
-    """Where values are announced in some frames, the rows.
-
-    By frame, how many there are, and the number of the first; by number, where it is.
-    """
-
-    rows: Numbers
-    counts: Numbers
-    first: Numbers
-    at: Numbers
-
-    @classmethod
-    def of(cls, places: Places, rows: Numbers) -> Self:
-        """Find them."""
-        at = places_of(places, VALUE)
-        of_frame = np.searchsorted(places.starts, at, side="right") - 1
-        counts = np.bincount(of_frame, minlength=len(places.starts))
-        return cls(rows, counts, np.cumsum(counts) - counts, at)
 
 
 @dataclass(eq=False)
@@ -84,10 +65,8 @@ class _Few(Form):
 
     def column(self, number: int) -> Column:
         """Give a value of all lines."""
-        is_null = self.is_null[:, number]
-        return Column(
-            self.starts[:, number], self.ends[:, number], is_null if is_null.any() else None
-        )
+        at = (slice(None), number)
+        return _column(self.starts[at], self.ends[at], self.is_null[at])
 
 
 def found_together(
@@ -263,9 +242,30 @@ def _rows(
     count, in_bulk, byteas = _kind(groups[0])
     indexes = [np.sort(np.concatenate([form.index for form in group])) for group in groups]
     every = places.picked(np.concatenate(indexes))
-    total = len(every.starts)
+    columns = _columns(every, groups, indexes, count, byteas)
+    together = Together(every, columns, JsonText()) if in_bulk and len(groups) > 1 else None
+    first = 0
+    for group, index in zip(groups, indexes, strict=True):
+        own, last = places.picked(index), first + len(index)
+        actions = own.bytes[own.starts + ACTION_AT]
+        inserted, deleted = (actions == ord(action) for action in (INSERT, DELETE))
+        cut = [column.between(first, last) for column in columns]
+        rows = CutRows(group[0].relation, inserted.tolist(), deleted.tolist(), own, cut, JsonText())
+        rows.among, rows.first = together, first
+        yield rows, index, in_bulk
+        first = last
+
+
+def _columns(
+    every: Places,
+    groups: Sequence[Sequence[_Few]],
+    indexes: Sequence[Numbers],
+    count: int,
+    byteas: Sequence[int],
+) -> list[Column]:
+    """Fill the columns of all rows, table by table; what a line does not tell is NULL."""
     starts = np.tile(every.starts + HEADER_BYTES, (count, 1))
-    ends, is_null = starts.copy(), np.ones((count, total), np.bool_)
+    ends, is_null = starts.copy(), np.ones(starts.shape, np.bool_)
     first = 0
     for group, index in zip(groups, indexes, strict=True):
         for form in group:
@@ -276,30 +276,8 @@ def _rows(
             ends[to, at] = form.ends[:, which].T
             is_null[to, at] = form.is_null[:, which].T
         first += len(index)
-    columns = [_column(starts[n], ends[n], is_null[n], is_bytea=n in byteas) for n in range(count)]
-    together = Together(every, columns, JsonText()) if in_bulk and len(groups) > 1 else None
-    first = 0
-    for group, index in zip(groups, indexes, strict=True):
-        own, last = places.picked(index), first + len(index)
-        actions = own.bytes[own.starts + ACTION_AT]
-        inserted, deleted = actions == ord(INSERT), actions == ord(DELETE)
-        cut = [column.between(first, last) for column in columns]
-        yield (
-            CutRows(
-                group[0].relation,
-                inserted.tolist(),
-                deleted.tolist(),
-                own,
-                cut,
-                JsonText(),
-                together,
-                first,
-            ),
-            index,
-            in_bulk,
-        )
-        first = last
+    return [_column(starts[n], ends[n], is_null[n], is_bytea=n in byteas) for n in range(count)]
 
 
-def _column(starts: Numbers, ends: Numbers, is_null: Flags, *, is_bytea: bool) -> Column:
+def _column(starts: Numbers, ends: Numbers, is_null: Flags, *, is_bytea: bool = False) -> Column:
     return Column(starts, ends, is_null if is_null.any() else None, is_bytea)

@@ -26,10 +26,11 @@ from cdc.source.wal2json_lines import (
     VALUE,
     Describe,
     Form,
+    Marks,
     by_relation,
     values,
 )
-from cdc.source.wal2json_many import Marks, found_together
+from cdc.source.wal2json_many import found_together
 
 _LEAST_ALIKE: Final = 64  # lines a template, on average: with fewer all are sooner found together
 _FIRST_TEMPLATES: Final = 4  # that tell
